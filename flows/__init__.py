@@ -1,0 +1,48 @@
+"""Prefect's side: thin flows over `pipeline.run`, their schedule and their reports.
+
+    server    which server is meant, or one started here
+    embed     the flows: embed, maintain, nightly
+
+Importing this package does not import Prefect, which takes seconds: only a run that goes through a flow pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.server import local_server, server_configured, use_own_home
+from pipeline.config import Config
+from pipeline.schema import Report
+from pipeline.survey import OnProgress
+
+__all__ = ["embed_as_flow", "serve", "server_configured"]
+
+
+def embed_as_flow(
+    config: Path,
+    overrides: Mapping[str, Any],
+    on_progress: OnProgress,
+    *,
+    retry_quarantined: bool = False,
+    allow_empty: bool = False,
+) -> Report:
+    """Run the flow `embed` in this process; without a configured server Prefect starts one for as long as it takes."""
+    if not server_configured():
+        use_own_home(config.parent)
+    from flows.embed import embed, watcher
+
+    token = watcher.set(on_progress)
+    try:
+        return embed(str(config), dict(overrides), reason="by hand", retry_quarantined=retry_quarantined, allow_empty=allow_empty)
+    finally:
+        watcher.reset(token)
+
+
+def serve(config: Path, settings: Config, overrides: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Keep the nightly schedule alive until a signal; starts a server where none is configured, its state below data/."""
+    with local_server(config.parent, say):
+        from flows.embed import serve_nightly
+
+        serve_nightly(config, settings, overrides, say)

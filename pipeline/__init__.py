@@ -1,0 +1,34 @@
+"""latent keeps a LanceDB table of embeddings true to a body of documents.
+
+A plan is the source's state minus the table's state. Each shard of it is encoded by one worker, which writes Lance fragments that nobody can
+see yet. One commit swaps old rows for new ones, whole documents at a time, all or nothing. There is no run database: the table is the
+checkpoint, and to resume is to plan again.
+
+    pure   schema    the nouns: Arrow schemas, frozen dataclasses
+           errors    the error tree
+           plan      source state - table state
+           chunk     documents -> chunks
+    edge   config    config.toml -> frozen Config
+           source    files, buckets -> file states, document batches
+           model     a model's name -> verified local files
+           encode    texts -> unit vectors (torch, sentence-transformers)
+           store     the table: fragments, commits, lease, indexes (Lance)
+           engine    shards over workers (Ray)
+    join   survey    look before doing: list, sight, plan
+           estimate  tokens and time of a plan
+           worker    what one worker does with a shard
+           ledger    receipts -> commits, and the counts of a run
+           run       the use-cases: plan, embed, maintain
+           verify    proof that the table is right; status
+           search    retrieval
+           sample    Python's own documentation as a corpus; a config for yours
+           cli       commands
+
+Follow one document: survey.survey -> plan.make_plan -> worker.Worker.embed -> ledger.Ledger.commit -> store.commit_rows.
+"""
+
+from pipeline.config import Config, load
+from pipeline.errors import PipelineError
+from pipeline.search import Hit, Table, open_table
+
+__all__ = ["Config", "Hit", "PipelineError", "Table", "load", "open_table"]

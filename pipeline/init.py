@@ -1,0 +1,40 @@
+"""A first config for documents at a path: looks at the files and guesses format, id, text and metadata."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline import source
+from pipeline.config import Config, Source, Table
+from pipeline.errors import ConfigError, SourceError
+from pipeline.source.formats import PLAIN, column_names, format_of
+
+ID_NAMES = ("id", "_id", "doc_id", "docid", "document_id", "uuid", "key", "url", "path", "filename", "name")
+TEXT_NAMES = ("text", "content", "body", "passage", "document", "abstract", "description", "summary")
+TITLE_NAMES = ("title", "subject", "headline", "heading")
+
+
+def config_for(path: str, folder: Path) -> Config:
+    """A config for the documents at `path`, to be written into `folder`. Raises SourceError where there are none,
+    ConfigError where no column looks like id or text.
+    """
+    uri = path if "://" in path else os.path.relpath(path, folder)
+    origin = source.locate(path if "://" in path else str(Path(path).resolve()))
+    files = source.list_files(origin, "auto").files
+    if not files:
+        raise SourceError(f"{path}: no parquet, jsonl, csv, text or markdown file in it: name a folder, file or glob that has some")
+    tabular = [f for f in files if format_of(f.path) not in PLAIN]
+    if not tabular:
+        return Config(source=Source(uri=uri))
+    columns = column_names(origin.filesystem, f"{origin.root}/{tabular[0].path}")
+    by_lower = {c.lower(): c for c in columns}
+    ident = next((by_lower[n] for n in ID_NAMES if n in by_lower), None)
+    text = next((by_lower[n] for n in TEXT_NAMES if n in by_lower), None)
+    if ident is None or text is None:
+        missing = "an id" if ident is None else "the text"
+        raise ConfigError(
+            f"{tabular[0].path}: none of its columns ({', '.join(columns)}) looks like {missing}: copy config.toml and set [source] id and text"
+        )
+    title = next((by_lower[n] for n in TITLE_NAMES if n in by_lower), None)
+    return Config(source=Source(uri=uri, id=ident, text=text if title is None else [title, text]), table=Table())

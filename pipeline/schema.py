@@ -1,0 +1,308 @@
+"""The nouns: Arrow schemas for what comes in millions, frozen dataclasses for what comes in ones.
+
+Pure: imports nothing of the project. Hashes are BLAKE2b-128 in hex (RFC 7693): 32 characters, no collisions to expect below 2**60 rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+# --- documents and chunks -------------------------------------------------------------------------------------------
+
+# What a reader yields, metadata columns behind. `row` counts from 0 within the file. Where `problem` is set the
+# document cannot be embedded and text is null; where doc_id is null too, nobody can tell which document it was.
+DOCUMENT_FIELDS = (
+    pa.field("row", pa.int64(), nullable=False),
+    pa.field("doc_id", pa.string()),
+    pa.field("text", pa.string()),
+    pa.field("problem", pa.string()),
+)
+
+# What the survey keeps of each document in a changed file: about 100 bytes, never its text.
+SIGHTINGS = pa.schema(
+    [
+        pa.field("file", pa.int32(), nullable=False),  # index into the sorted listing
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("doc_id", pa.string()),
+        pa.field("doc_hash", pa.string()),
+        pa.field("chars", pa.int64(), nullable=False),
+        pa.field("problem", pa.string()),
+    ]
+)
+
+HELD = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("doc_hash", pa.string(), nullable=False),
+        pa.field("source_file", pa.string(), nullable=False),
+    ]
+)
+
+FILES = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),  # bytes
+        pa.field("modified", pa.int64(), nullable=False),  # ns since 1970
+        pa.field("reading", pa.string(), nullable=False),  # hash of the settings it was read with
+        pa.field("documents", pa.int64(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("doc_id", pa.string()),  # null: the document could not be told
+        pa.field("source_file", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),  # within the file; -1: the whole file
+        pa.field("doc_hash", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("traceback", pa.string()),
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+
+RUNS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # running | done | interrupted | failed
+        pa.field("started_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("finished_at", pa.timestamp("us", "UTC")),
+        pa.field("table_version", pa.int64()),
+        pa.field("report", pa.string()),  # the run's Report as JSON
+    ]
+)
+
+
+def table_schema(spec: Spec, metadata: pa.Schema) -> pa.Schema:
+    """Schema of the main table: one row a chunk.
+
+    `chunk_id` carries Lance's primary-key mark, without which concurrent upserts by other writers could double rows.
+    """
+    value = {"float32": pa.float32(), "float16": pa.float16()}[spec.vector]
+    key = {"lance-schema:unenforced-primary-key": "true"}
+    return pa.schema(
+        [
+            pa.field("chunk_id", pa.string(), nullable=False, metadata=key),
+            pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("chunk_index", pa.int32(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(value, spec.dim), nullable=False),
+            *metadata,
+            pa.field("doc_hash", pa.string(), nullable=False),
+            pa.field("chunk_hash", pa.string(), nullable=False),
+            pa.field("char_start", pa.int64(), nullable=False),
+            pa.field("char_end", pa.int64(), nullable=False),
+            pa.field("source_file", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+            pa.field("embedded_at", pa.timestamp("us", "UTC"), nullable=False),
+        ]
+    )
+
+
+OWN_COLUMNS = frozenset(
+    [
+        "chunk_id",
+        "doc_id",
+        "chunk_index",
+        "text",
+        "vector",
+        "doc_hash",
+        "chunk_hash",
+        "char_start",
+        "char_end",
+        "source_file",
+        "run_id",
+        "embedded_at",
+    ]
+)
+
+
+def digest(data: bytes) -> str:
+    """BLAKE2b-128 of the bytes, in hex."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+# --- the spec -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that decides a vector. A table holds one spec and refuses vectors of another."""
+
+    model: str
+    model_digest: str  # SHA-256 over the model's files that decide a vector
+    dim: int
+    chunk_tokens: int | Literal["truncate"]
+    overlap: int  # tokens
+    document_prompt: str
+    precision: str  # of the encoder's arithmetic
+    vector: str  # float32 | float16, as stored
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Spec:
+        return Spec(**json.loads(text))
+
+    def __str__(self) -> str:
+        return f"{self.model} (digest {self.model_digest[:12]}, dim {self.dim}, {self.precision})"
+
+    def differences(self, other: Spec) -> list[str]:
+        """'field: mine / theirs' for each field that differs."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [f"{k}: {short(mine[k])} / {short(theirs[k])}" for k in mine if mine[k] != theirs[k]]
+
+
+def short(value: object) -> str:
+    """A value as it appears in a message: digests cut to 12 characters."""
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model whose files are here and verified."""
+
+    name: str
+    folder: str
+    digest: str  # SHA-256 over names and SHA-256 of all deciding files
+    dim: int
+    max_tokens: int | None  # special tokens included; None: no limit
+    trust_remote_code: bool = False
+
+
+# --- files, shards, receipts ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file as the listing saw it. Another size or time means another content."""
+
+    path: str  # below the source's root, with forward slashes
+    size: int  # bytes
+    modified: int  # ns since 1970; an object store's last-modified
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Documents to do in one file."""
+
+    file: FileState
+    documents: pa.Table  # row, doc_id, doc_hash, held: in the order of rows
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of the source small enough for one worker to hold."""
+
+    slices: tuple[Slice, ...]
+
+    @property
+    def name(self) -> str:
+        """By content (files, their state, rows), never by position: adding a file renames no other shard."""
+        key = [(s.file.path, s.file.size, s.file.modified, s.documents["row"].to_pylist()) for s in self.slices]
+        return digest(json.dumps(key).encode())
+
+    def __len__(self) -> int:
+        """How many documents."""
+        return sum(s.documents.num_rows for s in self.slices)
+
+    def split(self) -> list[Shard]:
+        """Two halves of the documents; a single document stays alone."""
+        if len(self) < 2:
+            return [self]
+        halves: tuple[list[Slice], list[Slice]] = ([], [])
+        middle, seen = len(self) // 2, 0
+        for s in self.slices:
+            cut = min(max(middle - seen, 0), s.documents.num_rows)
+            for half, part in zip(halves, (s.documents[:cut], s.documents[cut:]), strict=True):
+                if part.num_rows:
+                    half.append(Slice(s.file, part))
+            seen += s.documents.num_rows
+        return [Shard(tuple(half)) for half in halves]
+
+    def documents(self) -> pa.Table:
+        """All documents to do, with their file: source_file, row, doc_id, doc_hash, held."""
+        return pa.concat_tables(
+            s.documents.append_column("source_file", pa.array([s.file.path] * s.documents.num_rows, pa.string()))
+            for s in self.slices
+        )
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a worker did with a shard. The rows themselves lie in fragments nobody sees yet."""
+
+    shard: str
+    fragments: tuple[str, ...]  # Lance fragment metadata as JSON
+    rows: int
+    quarantined: pa.Table  # QUARANTINE
+    stale: tuple[str, ...]  # doc_ids not as the plan saw them: left for the next run
+    encoded: int  # chunks
+    reused: int  # chunks
+    tokens: int  # encoded, special tokens included
+    read_s: float
+    encode_s: float
+    write_s: float
+
+
+# --- what a run reports ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DocumentCounts:
+    """Every document of the source is in exactly one of added, changed, unchanged, quarantined."""
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class ChunkCounts:
+    encoded: int = 0
+    reused: int = 0
+    deleted: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did, or, from `latent plan`, is expected to do."""
+
+    run_id: str | None
+    table_version: int | None
+    documents: DocumentCounts
+    chunks: ChunkCounts
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    moved: int = 0  # of the unchanged: documents now found in another file
+    files_opened: int = 0
+    files_unchanged: int = 0
+    files_ignored: int = 0  # of a kind the format does not read
+    files_refused: int = 0  # damaged: quarantined whole
+    stale: int = 0  # documents that changed while the run read them: left for the next run
+    read_seconds: float = 0.0  # summed over workers
+    encode_seconds: float = 0.0  # summed over workers
+    write_seconds: float = 0.0  # summed over workers
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a run, for whoever draws it."""
+
+    phase: str  # survey | start | encode | commit | done
+    documents: int = 0
+    total: int = 0
+    tokens: int = 0
+    quarantined: int = 0

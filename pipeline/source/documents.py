@@ -1,0 +1,292 @@
+"""Rows → typed Arrow batches of documents, each with its id, text, metadata and hash, or with what is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
+from pipeline.schema import DOCUMENT_FIELDS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, digest
+from pipeline.source.formats import DAMAGED, FORMATS, BadRow, Columns, Format, Record, format_of
+from pipeline.source.listing import Origin, current_state
+
+BATCH_DOCUMENTS = 1024
+BATCH_CHARS = 8 << 20  # a batch ends past this, so that long documents do not add up
+INFERENCE_FILES, INFERENCE_ROWS = 8, 1000  # looked at for the types of metadata in JSONL and CSV
+
+
+class Reader:
+    """Reads documents in file order.
+
+    Keeps its place in the last file, so that a worker given one shard after another of a compressed file
+    decompresses it once, not once a shard.
+    """
+
+    def __init__(self, origin: Origin, format: str, columns: Columns, metadata: pa.Schema) -> None:
+        self._origin, self._format, self._columns = origin, format, columns
+        self._fields = metadata
+        self._file: FileState | None = None
+        self._rows: Iterator[tuple[int, Any]] = iter(())
+        self._next_row = 0
+
+    def batches(self, file: FileState) -> Iterator[pa.RecordBatch]:
+        """All documents of a file: DOCUMENT_FIELDS, metadata columns, doc_hash."""
+        kind = self._kind(file)
+        rows = kind.rows(self._origin.filesystem, self._full(file), self._columns, 0)
+        yield from self._batches(file, kind, rows)
+
+    def read(self, piece: Slice) -> pa.Table:
+        """The wanted rows of a file, as many as are still there."""
+        kind = self._kind(piece.file)
+        wanted = piece.documents["row"].to_pylist()
+        if self._file != piece.file or wanted[0] < self._next_row:
+            self._file = piece.file
+            self._rows = kind.rows(self._origin.filesystem, self._full(piece.file), self._columns, wanted[0])
+        chosen = set(wanted)
+        rows = (row for row in _through(self._rows, wanted[-1]) if row[0] in chosen)
+        self._next_row = wanted[-1] + 1
+        try:
+            return pa.Table.from_batches(self._batches(piece.file, kind, rows), schema=self.schema)
+        except BaseException:
+            self._file = None
+            raise
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([*DOCUMENT_FIELDS, *self._fields, pa.field("doc_hash", pa.string())])
+
+    def _full(self, file: FileState) -> str:
+        return f"{self._origin.root}/{file.path}"
+
+    def _kind(self, file: FileState) -> Format:
+        return FORMATS[self._format if self._format != "auto" else format_of(file.path) or "text"]
+
+    def _batches(self, file: FileState, kind: Format, rows: Iterator[tuple[int, Any]]) -> Iterator[pa.RecordBatch]:
+        with _damage_named(self._origin, file.path):
+            batch: list[_Document] = []
+            chars = 0
+            for row, raw in rows:
+                document = _document(row, kind, file.path, self._columns, raw)
+                batch.append(document)
+                chars += len(document.text or "")
+                if len(batch) >= BATCH_DOCUMENTS or chars >= BATCH_CHARS:
+                    yield _typed_batch(batch, self._fields, self.schema)
+                    batch, chars = [], 0
+            if batch:
+                yield _typed_batch(batch, self._fields, self.schema)
+
+
+def sight(reader: Reader, origin: Origin, file: FileState, index: int) -> pa.Table:
+    """Id, hash and length of each document in a file (SIGHTINGS); `index` is the file's place in the listing.
+
+    Raises UnreadableFile where the file is damaged or changes while it is read.
+    """
+    sightings = []
+    for batch in reader.batches(file):
+        chars = pa.compute.fill_null(pa.compute.utf8_length(batch["text"]), 0)
+        columns = {
+            "file": pa.array([index] * batch.num_rows, pa.int32()),
+            "row": batch["row"],
+            "doc_id": batch["doc_id"],
+            "doc_hash": batch["doc_hash"],
+            "chars": chars.cast(pa.int64()),
+            "problem": batch["problem"],
+        }
+        sightings.append(pa.RecordBatch.from_arrays([columns[f.name] for f in SIGHTINGS], schema=SIGHTINGS))
+    if current_state(origin, file.path) != file:
+        raise UnreadableFile("it changed while it was read")
+    return pa.Table.from_batches(sightings, schema=SIGHTINGS)
+
+
+def reading_hash(format: str, columns: Columns) -> str:
+    """Names the settings that a file was read with: a file read with others counts as changed."""
+    return digest(json.dumps([format, columns.id, columns.text_columns, columns.metadata]).encode())
+
+
+def metadata_schema(origin: Origin, format: str, columns: Columns, files: Iterable[FileState]) -> pa.Schema:
+    """Types of the metadata columns: a parquet file's own; for JSONL and CSV, from the first rows of the first files."""
+    if clash := sorted(set(columns.metadata) & OWN_COLUMNS):
+        raise SourceError(f"metadata: {', '.join(clash)} is the table's own column: rename it in the source, or leave it out")
+    if not columns.metadata:
+        return pa.schema([])
+    samples: dict[str, list[object]] = {name: [] for name in columns.metadata}
+    for file in itertools.islice(files, INFERENCE_FILES):
+        kind = format_of(file.path) if format == "auto" else format
+        with _damage_named(origin, file.path), contextlib.suppress(UnreadableFile):
+            if kind == "parquet":
+                return _parquet_types(origin, file, columns)
+            _sample(origin, FORMATS[kind or "text"], file, columns, samples)
+    return pa.schema([pa.field(name, _inferred(values)) for name, values in samples.items()])
+
+
+def _parquet_types(origin: Origin, file: FileState, columns: Columns) -> pa.Schema:
+    with origin.filesystem.open_input_file(f"{origin.root}/{file.path}") as stream:
+        schema = pq.read_schema(stream)
+    if missing := [name for name in columns.metadata if name not in schema.names]:
+        raise SourceError(
+            f"{file.path}: no column {', '.join(map(repr, missing))}; it has {', '.join(schema.names)}: set [source] metadata"
+        )
+    return pa.schema([pa.field(name, _stored(schema.field(name).type)) for name in columns.metadata])
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """The type a parquet column has in the table."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return kind
+
+
+def _sample(origin: Origin, kind: Format, file: FileState, columns: Columns, samples: dict[str, list[object]]) -> None:
+    rows = kind.rows(origin.filesystem, f"{origin.root}/{file.path}", columns, 0)
+    for _, raw in itertools.islice(rows, INFERENCE_ROWS):
+        with contextlib.suppress(BadRow):
+            for name, value in zip(columns.metadata, kind.parse(file.path, columns, raw).metadata, strict=True):
+                if value is not None:
+                    samples[name].append(value)
+
+
+def _inferred(values: list[object]) -> pa.DataType:
+    """The narrowest type that holds all values; CSV's cells are strings that may be numbers."""
+    candidates = [pa.int64(), pa.float64()] if values and all(isinstance(v, str) for v in values) else [None]
+    for kind in candidates:
+        with contextlib.suppress(pa.ArrowException, UnicodeError, TypeError):
+            array = pa.array(values) if kind is None else pa.array(values).cast(kind)
+            if not pa.types.is_null(array.type):
+                return array.type
+    return pa.string()
+
+
+# --- one document ---------------------------------------------------------------------------------------------------
+
+
+class _Document(NamedTuple):
+    row: int
+    id: str | None
+    text: str | None
+    metadata: list[object]
+    problem: str | None
+
+
+def _document(row: int, kind: Format, path: str, columns: Columns, raw: object) -> _Document:
+    try:
+        record = kind.parse(path, columns, raw)
+        name = _identity(record.id)
+    except BadRow as bad:
+        return _Document(row, None, None, [None] * len(columns.metadata), str(bad))
+    try:
+        return _Document(row, name, _text(record), record.metadata, None)
+    except BadRow as bad:
+        return _Document(row, name, None, record.metadata, str(bad))
+
+
+def _identity(value: object) -> str:
+    if isinstance(value, bytes | str):
+        name = _unicode(value, "id")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        name = str(value)
+    else:
+        raise BadRow("id is null" if value is None else f"id is of type {type(value).__name__}, wanted a string or a whole number")
+    if not name:
+        raise BadRow("id is empty")
+    return name
+
+
+def _text(record: Record) -> str:
+    for value in record.texts:
+        if not isinstance(value, bytes | str | None):
+            raise BadRow(f"text is of type {type(value).__name__}, wanted a string")
+    parts = [_unicode(value, "text") for value in record.texts if isinstance(value, bytes | str)]
+    if not parts:
+        raise BadRow("text is null")
+    text = "\n\n".join(part for part in parts if part)
+    if not text.strip():
+        raise BadRow("text is empty")
+    return text
+
+
+def _unicode(value: bytes | str, what: str) -> str:
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+        value.encode()  # lone surrogates, and the stand-ins for bytes of CSV that were no UTF-8
+    except UnicodeError as error:
+        raise BadRow(f"{what} is not UTF-8: {error}") from None
+    return value
+
+
+# --- a batch --------------------------------------------------------------------------------------------------------
+
+
+def _typed_batch(documents: list[_Document], fields: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
+    problems = [d.problem for d in documents]
+    texts = [d.text for d in documents]
+    columns = []
+    for i, field in enumerate(fields):
+        array, bad = _typed([d.metadata[i] for d in documents], field.type)
+        columns.append(array)
+        for at, value in bad.items():
+            problems[at] = problems[at] or f"metadata column {field.name!r} holds {value!r:.80}, wanted {field.type}"
+            texts[at] = None
+    values = zip(texts, *(column.to_pylist() for column in columns), strict=True)
+    hashes = [
+        digest(orjson.dumps([*cells, problem], default=str)) if document.id is not None else None
+        for cells, problem, document in zip(values, problems, documents, strict=True)
+    ]
+    own = ([d.row for d in documents], [d.id for d in documents], texts, problems)
+    arrays = [pa.array(v, f.type) for v, f in zip(own, DOCUMENT_FIELDS, strict=True)]
+    return pa.RecordBatch.from_arrays([*arrays, *columns, pa.array(hashes, pa.string())], schema=schema)
+
+
+_UNFIT = (pa.ArrowException, UnicodeError, TypeError, OverflowError)  # what Arrow raises for a value that does not fit a type
+
+
+def _typed(values: list[object], kind: pa.DataType) -> tuple[pa.Array, dict[int, object]]:
+    """The values as a column of this type, and those (by position) that cannot be; these become null."""
+    with contextlib.suppress(*_UNFIT):
+        return pa.array(values, kind), {}
+    with contextlib.suppress(*_UNFIT):
+        return pa.array(values).cast(kind), {}
+    if len(values) == 1:
+        return pa.nulls(1, kind), dict(enumerate(values))
+    singles = [_typed([value], kind) for value in values]
+    return pa.concat_arrays([array for array, _ in singles]), {i: values[i] for i, (_, bad) in enumerate(singles) if bad}
+
+
+def _through(rows: Iterator[tuple[int, Any]], last: int) -> Iterator[tuple[int, Any]]:
+    """Rows up to and with `last`; leaves the iterator right behind it."""
+    for row in rows:
+        yield row
+        if row[0] >= last:
+            return
+
+
+DECODER_WORDS = re.compile("compressed stream|inflate|decompress|Parquet|Thrift", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def _damage_named(origin: Origin, path: str) -> Iterator[None]:
+    """What a reader or decoder raises for a file → UnreadableFile where the file is at fault, SourceError where the store is."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise UnreadableFile(_reason(error)) from None
+    except OSError as error:
+        if origin.local or isinstance(error, FileNotFoundError | PermissionError) or DECODER_WORDS.search(str(error)):
+            raise UnreadableFile(_reason(error)) from None
+        raise SourceUnreachable(f"{path}: the store failed: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

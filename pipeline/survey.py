@@ -1,0 +1,195 @@
+"""Looking before doing: the config resolved, the source listed and sighted, the plan made. Writes nothing.
+
+A no-change survey costs the hash of the model's files, one listing, and three columns of the table; no file is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from pipeline import model, source, store
+from pipeline.config import Config
+from pipeline.encode import actual_precision
+from pipeline.engine import Crew
+from pipeline.errors import SourceError, SpecMismatch, UnreadableFile
+from pipeline.plan import Plan, Survey, compare_files, contested, make_plan, shadowing
+from pipeline.schema import FILES, QUARANTINE, SIGHTINGS, ChunkCounts, DocumentCounts, FileState, LocalModel, Progress, Report, Spec
+from pipeline.store import Store
+
+log = logging.getLogger("pipeline")
+OnProgress = Callable[[Progress], None]
+READERS = 8  # files sighted at a time
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The config, resolved: the same for every use-case."""
+
+    config: Config
+    store: Store
+    model: LocalModel
+    spec: Spec
+
+    @property
+    def crew(self) -> Crew:
+        """The workers that the config asks for."""
+        ray = self.config.ray
+        least, most = (
+            ray.workers if isinstance(ray.workers, list) else (1, None) if ray.workers == "auto" else (ray.workers, ray.workers)
+        )
+        return Crew(ray.address, least, most, ray.cpus_per_worker, ray.gpus_per_worker)
+
+
+def scene(config: Config) -> Scene:
+    """Resolve and verify the model and compare its spec with the table's. Raises ModelError, SpecMismatch."""
+    settings = config.model
+    local = model.resolve(settings.name, settings.revision, settings.sha256, trust_remote_code=settings.trust_remote_code)
+    spec = Spec(
+        model=settings.name,
+        model_digest=local.digest,
+        dim=local.dim,
+        chunk_tokens=config.chunk.tokens,
+        overlap=0 if config.chunk.tokens == "truncate" else config.chunk.overlap,
+        document_prompt=settings.document_prompt,
+        precision=actual_precision(settings.precision),
+        vector=config.table.vector,
+    )
+    place = Store(config.table.uri, config.table.name, config.table.storage_options)
+    held = store.spec_of(place)
+    if held is not None and replace(held, model=spec.model) != spec:  # the digest names the model, its label may change
+        differences = "; ".join(held.differences(spec))
+        raise SpecMismatch(
+            f"{place.label} holds vectors of {held}, config asks for {spec} ({differences}): "
+            "set the config back, or set [table] name to a new table"
+        )
+    return Scene(config, place, local, spec)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan with what it was made from."""
+
+    plan: Plan
+    survey: Survey
+    metadata: pa.Schema
+    table_version: int | None
+    ignored: tuple[str, ...]
+
+    @property
+    def sides_change(self) -> bool:
+        """Whether file states or quarantine differ from what is recorded."""
+        return not (
+            same_rows(self.plan.files, self.survey.recorded, FILES)
+            and same_rows(self.plan.quarantined, self.survey.quarantine, QUARANTINE)
+        )
+
+
+def survey(
+    at: Scene, run_id: str, on_progress: OnProgress, *, retry_quarantined: bool = False, allow_empty: bool = False
+) -> Outlook:
+    """List the source, open what changed, and plan. Writes nothing.
+
+    Raises SourceError where the source cannot be read as configured, or lists no file while the table holds documents.
+    """
+    settings = at.config.source
+    origin = source.locate(settings.uri)
+    listing = source.list_files(origin, settings.format)
+    files = listing.files
+    table = at.store.open()
+    recorded, quarantine = store.read_side(at.store, "files"), store.read_side(at.store, "quarantine")
+    held = store.held_documents(at.store)
+    if not files and (table is None or (held.num_rows and not allow_empty)):
+        kinds = f" ({len(listing.ignored)} of unknown kind, such as {listing.ignored[0]})" if listing.ignored else ""
+        stored = f"; the table holds {held.num_rows} documents, --allow-empty deletes them" if held.num_rows else ""
+        raise SourceError(f"source {settings.uri}: no files{kinds}: check [source] uri and format{stored}")
+    metadata = _metadata(at, origin, files)
+    reading = source.reading_hash(settings.format, settings)
+    reader = source.Reader(origin, settings.format, settings, metadata)
+
+    reopened = frozenset(quarantine["source_file"].to_pylist()) if retry_quarantined else frozenset()
+    changes = compare_files(files, recorded, reading, reopened)
+    if changes.changed or len(changes.unchanged) < recorded.num_rows:
+        reopened |= shadowing(quarantine)
+        changes = compare_files(files, recorded, reading, reopened)
+    sightings, refused, opened = [SIGHTINGS.empty_table()], dict[str, str](), set[int]()
+    while pending := [i for i in changes.changed if i not in opened]:
+        _sight(reader, origin, files, pending, sightings, refused, on_progress)
+        opened |= set(pending)
+        reopened |= contested(pa.concat_tables(sightings), held, quarantine, changes.unchanged)
+        changes = compare_files(files, recorded, reading, reopened)
+    result = Survey(files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined)
+    version = None if table is None else int(table.version)
+    return Outlook(make_plan(result, run_id), result, metadata, version, listing.ignored)
+
+
+def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -> Report:
+    """The part of a report that is known before anything is encoded."""
+    changes = outlook.survey.changes
+    return Report(
+        run_id=run_id,
+        table_version=outlook.table_version,
+        documents=documents,
+        chunks=ChunkCounts(),
+        tokens=0,
+        seconds=0.0,
+        tokens_per_second=0.0,
+        moved=outlook.plan.moved,
+        files_opened=len(changes.changed),
+        files_unchanged=len(changes.unchanged),
+        files_ignored=len(outlook.ignored),
+        files_refused=len(outlook.survey.refused),
+    )
+
+
+def _metadata(at: Scene, origin: source.Origin, files: Iterable[FileState]) -> pa.Schema:
+    """Types of the metadata columns: the table's where there is one, else the source's."""
+    wanted = at.config.source.metadata
+    stored = store.metadata_fields(at.store)
+    if stored is None:
+        return source.metadata_schema(origin, at.config.source.format, at.config.source, files)
+    if set(stored.names) != set(wanted):
+        raise SpecMismatch(
+            f"{at.store.label} has metadata columns {stored.names}, config asks for {wanted}: set [source] metadata back, or [table] name to a new table"
+        )
+    return pa.schema([stored.field(name) for name in wanted])
+
+
+def _sight(  # noqa: PLR0917
+    reader: source.Reader,
+    origin: source.Origin,
+    files: tuple[FileState, ...],
+    indices: list[int],
+    sightings: list[pa.Table],
+    refused: dict[str, str],
+    on_progress: OnProgress,
+) -> None:
+    """Sight the documents of these files; damaged files go to `refused` with the reason."""
+
+    def sight(i: int) -> pa.Table | str:
+        try:
+            return source.sight(reader, origin, files[i], i)
+        except UnreadableFile as error:
+            return str(error)
+
+    seen = sum(s.num_rows for s in sightings)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="sight") as pool:
+        for i, found in zip(indices, pool.map(sight, indices), strict=True):
+            if isinstance(found, str):
+                refused[files[i].path] = found
+                log.warning("%s: unreadable, its stored documents stay: %s", files[i].path, found)
+                continue
+            sightings.append(found)
+            seen += found.num_rows
+            on_progress(Progress("survey", seen))
+
+
+def same_rows(a: pa.Table, b: pa.Table, schema: pa.Schema) -> bool:
+    """Equal as sets of rows, whichever run wrote them."""
+    names = [name for name in schema.names if name != "run_id"]
+    return Counter(map(str, a.select(names).to_pylist())) == Counter(map(str, b.select(names).to_pylist()))

@@ -1,0 +1,169 @@
+"""What one worker does with a shard: read, compare, chunk, reuse or encode, check, write, and hand back a receipt.
+
+Two shards are under way at a time, so that reading and chunking the next overlaps encoding this one. Vectors of chunks that other
+workers have in hand are waited for, not made again: see `engine.Claims`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import model, source
+from pipeline.chunk import Chunker, chunk_documents, make_chunker
+from pipeline.config import Config
+from pipeline.encode import Encoder
+from pipeline.engine import Claims
+from pipeline.errors import SpecMismatch, UnreadableFile
+from pipeline.schema import QUARANTINE, Receipt, Shard, Spec, table_schema
+from pipeline.source.formats import format_of
+from pipeline.store import Store, vectors_of, write_fragments
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know, the same for every shard of a run."""
+
+    config: Config
+    spec: Spec
+    metadata: pa.Schema
+    store: Store
+    run_id: str
+    base_version: int  # of the table when the run began: what it held then is reused even if it is replaced meanwhile
+
+
+class Worker:
+    """Holds a loaded model and an open reader."""
+
+    def __init__(self, job: Job, claims: Claims) -> None:
+        """Raises ModelError where the model is not on this machine, SpecMismatch where it is another than the driver's."""
+        self._job, self._claims = job, claims
+        settings = job.config.model
+        local = model.resolve(settings.name, settings.revision, settings.sha256, trust_remote_code=settings.trust_remote_code)
+        if local.digest != job.spec.model_digest:
+            raise SpecMismatch(
+                f"model {local.name} on this worker has digest {local.digest[:12]}, the run began with {job.spec.model_digest[:12]}: "
+                "install the same model on every node"
+            )
+        chunk = job.config.chunk
+        self._chunker = make_chunker(
+            model.tokenizer_file(local), local.max_tokens, chunk.tokens, chunk.overlap, settings.document_prompt
+        )
+        self._encoder = Encoder(local, device=settings.device, precision=settings.precision, threads=job.config.ray.cpus_per_worker)
+        origin = source.locate(job.config.source.uri)
+        self._reader = source.Reader(origin, job.config.source.format, job.config.source, job.metadata)
+        self._reading, self._encoding = threading.Lock(), threading.Lock()
+
+    def embed(self, shard: Shard) -> Receipt:
+        """Do one shard. Everything it writes stays invisible until the driver commits the receipt."""
+        started = time.perf_counter()
+        with self._reading:
+            documents, stale = self._read(shard)
+            chunks = cut(documents, self._chunker, self._job.config.source.format)
+        read = time.perf_counter()
+        vectors, encoded, tokens = self._vectors(shard.name, chunks)
+        encoding_done = time.perf_counter()
+        rows, quarantined = _rows(documents, chunks, vectors, self._job)
+        fragments = write_fragments(self._job.store, rows) if rows.num_rows else ()
+        return Receipt(
+            shard=shard.name,
+            fragments=fragments,
+            rows=rows.num_rows,
+            quarantined=quarantined,
+            stale=stale,
+            encoded=encoded,
+            reused=rows.num_rows - min(encoded, rows.num_rows),
+            tokens=tokens,
+            read_s=read - started,
+            encode_s=encoding_done - read,
+            write_s=time.perf_counter() - encoding_done,
+        )
+
+    def _read(self, shard: Shard) -> tuple[pa.Table, tuple[str, ...]]:
+        """The shard's documents as the plan saw them, with `source_file`, and the ids of those that are no longer so."""
+        tables, stale = [], []
+        for piece in shard.slices:
+            try:
+                found = self._reader.read(piece)
+            except UnreadableFile:
+                found = self._reader.schema.empty_table()
+            expected = dict(zip(piece.documents["row"].to_pylist(), piece.documents["doc_hash"].to_pylist(), strict=True))
+            same = [expected[row] == h for row, h in zip(found["row"].to_pylist(), found["doc_hash"].to_pylist(), strict=True)]
+            found = found.filter(pa.array(same, pa.bool_()))
+            there = set(found["row"].to_pylist())
+            stale += [i for row, i in zip(expected, piece.documents["doc_id"].to_pylist(), strict=True) if row not in there]
+            tables.append(found.append_column("source_file", pa.array([piece.file.path] * found.num_rows, pa.string())))
+        return pa.concat_tables(tables), tuple(stale)
+
+    def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, np.ndarray], int, int]:
+        """The vector of each chunk hash, how many of them were encoded here, and their tokens."""
+        texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
+        vectors: dict[str, np.ndarray] = {}
+        encoded = tokens = 0
+        while missing := [h for h in texts if h not in vectors]:
+            granted = self._claims.claim(shard, missing)
+            # After the claim: what another shard settled before it is committed by now, so it is found here.
+            vectors |= vectors_of(self._job.store, missing, (self._job.base_version, None))
+            mine = [h for h in granted if h not in vectors]
+            made, count = self._encode([texts[h] for h in mine])
+            vectors |= dict(zip(mine, made, strict=True))
+            encoded, tokens = encoded + len(mine), tokens + count
+            self._claims.publish({h: vectors[h] for h in granted})
+            vectors |= self._claims.collect([h for h in missing if h not in vectors])
+        return vectors, encoded, tokens
+
+    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
+        tokens = self._chunker.count(list(texts)) if texts else []
+        with self._encoding:
+            vectors = self._encoder.encode([self._chunker.prompt + text for text in texts], tokens)
+        return vectors, sum(tokens)
+
+
+def cut(documents: pa.Table, chunker: Chunker, format: str) -> pa.Table:
+    """The documents' chunks (CHUNKS); Markdown files are cut along their headings and blocks."""
+    kinds = [format_of(path) if format == "auto" else format for path in documents["source_file"].to_pylist()]
+    return chunk_documents(documents, chunker, [kind == "markdown" for kind in kinds])
+
+
+def _rows(documents: pa.Table, chunks: pa.Table, vectors: dict[str, np.ndarray], job: Job) -> tuple[pa.Table, pa.Table]:
+    """Rows of the table for all documents that are whole, and QUARANTINE rows for the others."""
+    matrix = np.array([vectors[h] for h in chunks["chunk_hash"].to_pylist()], np.float32).reshape(-1, job.spec.dim)
+    finite = pa.array(np.isfinite(matrix).all(axis=1))
+    of = chunks["document"].combine_chunks()
+    reasons: dict[int, str] = dict.fromkeys(range(documents.num_rows), "no passage: the tokenizer finds no token in it")
+    for i in of.unique().to_pylist():
+        del reasons[i]
+    reasons |= dict.fromkeys(
+        of.filter(pc.invert(finite)).unique().to_pylist(), "encoding failed: the model gives no finite vector for a passage"
+    )
+    whole = pc.invert(pc.is_in(of, value_set=pa.array(list(reasons), pa.int64())))
+    of, kept = of.filter(whole), chunks.filter(whole)
+    matrix = matrix[whole.to_numpy(zero_copy_only=False)]
+    schema = table_schema(job.spec, job.metadata)
+    doc = documents.take(of)
+    count = len(of)
+    values = {name: doc[name] for name in ("doc_id", "doc_hash", "source_file", *job.metadata.names)}
+    values |= {name: kept[name] for name in ("chunk_index", "text", "chunk_hash", "char_start", "char_end")}
+    values["chunk_id"] = pc.binary_join_element_wise(doc["doc_id"], kept["chunk_index"].cast(pa.string()), "#")
+    vector_type = schema.field("vector").type
+    flat = pa.array(matrix.astype(vector_type.value_type.to_pandas_dtype()).reshape(-1))
+    values["vector"] = pa.FixedSizeListArray.from_arrays(flat, job.spec.dim)
+    values["run_id"] = pa.array([job.run_id] * count, pa.string())
+    values["embedded_at"] = pa.array([dt.datetime.now(dt.UTC)] * count, schema.field("embedded_at").type)
+    rows = pa.table([values[name] for name in schema.names], schema=schema)
+    return rows, quarantine_rows(documents.take(pa.array(list(reasons), pa.int64())), list(reasons.values()), None, job.run_id)
+
+
+def quarantine_rows(documents: pa.Table, reasons: list[str], traceback: str | None, run_id: str) -> pa.Table:
+    """QUARANTINE rows for documents (doc_id, source_file, row, doc_hash), each with its reason."""
+    count = documents.num_rows
+    given = [documents[name] for name in ("doc_id", "source_file", "row", "doc_hash")]
+    own = [pa.array(v, pa.string()) for v in (reasons, [traceback] * count, [run_id] * count)]
+    return pa.table([*given, *own], schema=QUARANTINE)
