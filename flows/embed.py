@@ -166,11 +166,9 @@ def _progress_artifact(table: str) -> Iterator[OnProgress]:
 def _logs_to_prefect() -> Iterator[None]:
     """The pipeline's log lines go to the flow run's page."""
     logger, handler = logging.getLogger("pipeline"), APILogHandler()
-    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)

@@ -335,12 +335,15 @@ def _progress() -> Iterator[Any]:
 
 
 def _log(*, verbose: bool) -> None:
-    handler = RichHandler(
-        console=words, show_path=False, show_level=False, log_time_format="%H:%M:%S", markup=False, highlighter=None
-    )
+    """The pipeline's log lines: above the bars on a terminal, plain otherwise."""
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if words.is_terminal:
+        handler = RichHandler(console=words, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    handler.setLevel(logging.INFO if verbose else logging.WARNING)
     logger = logging.getLogger("pipeline")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

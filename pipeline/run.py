@@ -9,12 +9,13 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from pipeline import store
 from pipeline.config import Config
-from pipeline.engine import Engine
+from pipeline.engine import Crew, Engine, MakeWorker
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.estimate import estimate
 from pipeline.ledger import Ledger
@@ -23,6 +24,7 @@ from pipeline.store import Lease, Tuning
 from pipeline.survey import OnProgress, Outlook, report_of, same_rows, scene, survey
 from pipeline.worker import Job, Worker
 
+MakeEngine = Callable[[Crew, MakeWorker, int], Engine]
 COMMIT_S = 20.0  # receipts are grouped this long: a version costs little, but thousands of fragments a version do
 
 
@@ -69,7 +71,7 @@ def embed(config: Config, on_progress: OnProgress = quiet, *, retry_quarantined:
         ledger = Ledger(at, outlook, lease, started)
         ledger.record("running")
         try:
-            _work(ledger, on_progress)
+            _work(ledger, on_progress, engine)
             ledger.commit(last=True)
         except (KeyboardInterrupt, SystemExit) as stop:  # Prefect cancels with SystemExit
             ledger.commit()
@@ -89,14 +91,14 @@ def embed(config: Config, on_progress: OnProgress = quiet, *, retry_quarantined:
     return report
 
 
-def _work(ledger: Ledger, on_progress: OnProgress) -> None:
+def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> None:
     """Shards to workers, receipts to the ledger, a commit every COMMIT_S."""
     at, outlook = ledger.at, ledger.outlook
     if not outlook.plan.shards:
         return
     on_progress(Progress("start", 0, ledger.total))
     job = Job(at.config, at.spec, outlook.metadata, at.store, ledger.lease.run_id, ledger.base)
-    with Engine(at.crew, partial(Worker, job), len(outlook.plan.shards)) as engine:
+    with make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)) as engine:
         ledger.workers = engine.workers
         committed = time.monotonic()
         for outcome in engine.work(outlook.plan.shards):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +36,15 @@ class Job:
     store: Store
     run_id: str
     base_version: int  # of the table when the run began: what it held then is reused even if it is replaced meanwhile
+
+
+@dataclass
+class _Made:
+    """What was encoded for a shard."""
+
+    chunks: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 class Worker:
@@ -68,8 +76,8 @@ class Worker:
             documents, stale = self._read(shard)
             chunks = cut(documents, self._chunker, self._job.config.source.format)
         read = time.perf_counter()
-        vectors, encoded, tokens = self._vectors(shard.name, chunks)
-        encoding_done = time.perf_counter()
+        vectors, made = self._vectors(shard.name, chunks)
+        reused = time.perf_counter()
         rows, quarantined = _rows(documents, chunks, vectors, self._job)
         fragments = write_fragments(self._job.store, rows) if rows.num_rows else ()
         return Receipt(
@@ -78,12 +86,12 @@ class Worker:
             rows=rows.num_rows,
             quarantined=quarantined,
             stale=stale,
-            encoded=encoded,
-            reused=rows.num_rows - min(encoded, rows.num_rows),
-            tokens=tokens,
+            encoded=made.chunks,
+            reused=rows.num_rows - min(made.chunks, rows.num_rows),
+            tokens=made.tokens,
             read_s=read - started,
-            encode_s=encoding_done - read,
-            write_s=time.perf_counter() - encoding_done,
+            encode_s=made.seconds,
+            write_s=time.perf_counter() - reused,
         )
 
     def _read(self, shard: Shard) -> tuple[pa.Table, tuple[str, ...]]:
@@ -102,28 +110,30 @@ class Worker:
             tables.append(found.append_column("source_file", pa.array([piece.file.path] * found.num_rows, pa.string())))
         return pa.concat_tables(tables), tuple(stale)
 
-    def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, np.ndarray], int, int]:
-        """The vector of each chunk hash, how many of them were encoded here, and their tokens."""
+    def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, np.ndarray], _Made]:
+        """The vector of each chunk hash, and how many of them were encoded here."""
         texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
         vectors: dict[str, np.ndarray] = {}
-        encoded = tokens = 0
+        made = _Made()
         while missing := [h for h in texts if h not in vectors]:
             granted = self._claims.claim(shard, missing)
             # After the claim: what another shard settled before it is committed by now, so it is found here.
             vectors |= vectors_of(self._job.store, missing, (self._job.base_version, None))
             mine = [h for h in granted if h not in vectors]
-            made, count = self._encode([texts[h] for h in mine])
-            vectors |= dict(zip(mine, made, strict=True))
-            encoded, tokens = encoded + len(mine), tokens + count
+            vectors |= dict(zip(mine, self._encode([texts[h] for h in mine], made), strict=True))
             self._claims.publish({h: vectors[h] for h in granted})
             vectors |= self._claims.collect([h for h in missing if h not in vectors])
-        return vectors, encoded, tokens
+        return vectors, made
 
-    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-        tokens = self._chunker.count(list(texts)) if texts else []
+    def _encode(self, texts: list[str], made: _Made) -> np.ndarray:
+        tokens = self._chunker.count(texts) if texts else []
         with self._encoding:
+            started = time.perf_counter()
             vectors = self._encoder.encode([self._chunker.prompt + text for text in texts], tokens)
-        return vectors, sum(tokens)
+            made.seconds += time.perf_counter() - started
+        made.chunks += len(texts)
+        made.tokens += sum(tokens)
+        return vectors
 
 
 def cut(documents: pa.Table, chunker: Chunker, format: str) -> pa.Table:
