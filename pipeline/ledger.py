@@ -142,14 +142,15 @@ class Ledger:
             tokens_per_second=round(self.tokens / seconds, 1),
         )
 
-    def record(self, status: str, report: Report | None = None) -> None:
+    def record(self, status: str) -> None:
+        """Say in the table of runs where this one stands: running, done, interrupted or failed."""
         row = {
             "run_id": self.lease.run_id,
             "status": status,
             "started_at": self.started_at,
             "finished_at": None if status == "running" else dt.datetime.now(dt.UTC),
             "table_version": self.version,
-            "report": json.dumps(asdict(report or self.report())),
+            "report": json.dumps(asdict(self.report())),
         }
         store.write_run(self.at.store, pa.Table.from_pylist([row], schema=RUNS))
 

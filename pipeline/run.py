@@ -21,7 +21,7 @@ from pipeline.estimate import estimate
 from pipeline.ledger import Ledger
 from pipeline.schema import FILES, Progress, Report
 from pipeline.store import Lease, Tuning
-from pipeline.survey import OnProgress, Outlook, report_of, same_rows, scene, survey
+from pipeline.survey import OnProgress, Outlook, Scene, report_of, same_rows, scene, survey
 from pipeline.worker import Job, Worker
 
 MakeEngine = Callable[[Crew, MakeWorker, int], Engine]
@@ -45,8 +45,15 @@ def plan(config: Config, on_progress: OnProgress = quiet) -> Report:
     return estimate(report, outlook, at) if outlook.plan.shards else report
 
 
-def embed(config: Config, on_progress: OnProgress = quiet, *, retry_quarantined: bool = False, allow_empty: bool = False) -> Report:
-    """Bring the table up to date with the source, exactly once.
+def embed(
+    config: Config,
+    on_progress: OnProgress = quiet,
+    *,
+    retry_quarantined: bool = False,
+    allow_empty: bool = False,
+    engine: MakeEngine = Engine,
+) -> Report:
+    """Bring the table up to date with the source, exactly once. `engine` is the seam for workers of another kind.
 
     Raises PipelineError; Interrupted where a signal stopped it. Either way what had been finished is committed.
     """
@@ -63,32 +70,42 @@ def embed(config: Config, on_progress: OnProgress = quiet, *, retry_quarantined:
         return replace(report, seconds=round(time.perf_counter() - started, 2))
     store.create(at.store, at.spec, outlook.metadata)
     with Lease(at.store, run_id) as lease:
-        scene(config)  # another run may have made the table first
-        if at.store.opened().version != (outlook.table_version or 1) or not same_rows(
-            store.read_side(at.store, "files"), outlook.survey.recorded, FILES
-        ):
+        scene(config)  # another run may have made the table first, with another spec
+        if _moved_on(at, outlook):
             outlook = look()
         ledger = Ledger(at, outlook, lease, started)
         ledger.record("running")
-        try:
-            _work(ledger, on_progress, engine)
-            ledger.commit(last=True)
-        except (KeyboardInterrupt, SystemExit) as stop:  # Prefect cancels with SystemExit
-            ledger.commit()
-            ledger.record("interrupted")
-            if isinstance(stop, SystemExit):
-                raise
-            raise Interrupted(
-                f"stopped: {ledger.embedded} of {ledger.total} documents are committed; 'latent run' goes on from there"
-            ) from None
-        except PipelineError:
-            ledger.commit_if_possible()
-            ledger.record("failed")
-            raise
-        report = ledger.report()
-        ledger.record("done", report)
+        _work_and_record(ledger, on_progress, engine)
     on_progress(Progress("done", ledger.embedded, ledger.total, ledger.tokens, ledger.lost.num_rows))
-    return report
+    return ledger.report()
+
+
+def _moved_on(at: Scene, outlook: Outlook) -> bool:
+    """Whether another run committed between the survey and the lease."""
+    version = outlook.table_version or 1  # just created
+    return bool(at.store.opened().version != version) or not same_rows(
+        store.read_side(at.store, "files"), outlook.survey.recorded, FILES
+    )
+
+
+def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> None:
+    """Do the plan; however it ends, commit what is finished and say in the table of runs how it ended."""
+    try:
+        _work(ledger, on_progress, make_engine)
+        ledger.commit(last=True)
+    except (KeyboardInterrupt, SystemExit) as stop:  # Prefect cancels with SystemExit
+        ledger.commit()
+        ledger.record("interrupted")
+        if isinstance(stop, SystemExit):
+            raise
+        raise Interrupted(
+            f"stopped: {ledger.embedded} of {ledger.total} documents are committed; 'latent run' goes on from there"
+        ) from None
+    except Exception:
+        ledger.commit_if_possible()
+        ledger.record("failed")
+        raise
+    ledger.record("done")
 
 
 def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> None:
