@@ -102,8 +102,10 @@ def make_plan(survey: Survey, run_id: str) -> Plan:
     seen = _in_order(survey)
     first = _first_of_id(seen["doc_id"])
     claims = seen.filter(pc.and_(first, pc.is_null(seen["problem"])))
-    failed = _failed_before(claims, survey)
-    carried, claims = claims.filter(failed), claims.filter(pc.invert(failed))
+    failures = _failures(survey)
+    failed = pa.array([_key(row) in failures for row in claims.to_pylist()] if failures else [False] * claims.num_rows, pa.bool_())
+    carried = [failures[_key(row)] | {"row": row["row"]} for row in claims.filter(failed).to_pylist()]
+    claims = claims.filter(pc.invert(failed))
 
     at = pc.index_in(claims["doc_id"], value_set=survey.held["doc_id"].combine_chunks())  # null: the table does not hold it
     held = pc.is_valid(at)
@@ -150,16 +152,16 @@ def _first_of_id(doc_ids: pa.ChunkedArray) -> pa.Array:
     return pa.array(first)
 
 
-def _failed_before(claims: pa.Table, survey: Survey) -> pa.Array:
-    """True for documents that were quarantined with this very content, and are not to be tried again."""
-    earlier = survey.quarantine.filter(pc.invert(pc.starts_with(survey.quarantine["reason"], DUPLICATE)))
-    tried = (
-        set() if survey.retry else set(zip(*(earlier[c].to_pylist() for c in ("doc_id", "source_file", "doc_hash")), strict=True))
-    )
-    if not tried:
-        return pa.array(np.zeros(claims.num_rows, bool))
-    keys = zip(*(claims[c].to_pylist() for c in ("doc_id", "source_file", "doc_hash")), strict=True)
-    return pa.array([key in tried for key in keys], pa.bool_())
+def _failures(survey: Survey) -> dict[tuple[str, str, str], dict[str, object]]:
+    """Quarantine rows of documents whose encoding failed, by id, file and content: not to be tried again."""
+    if survey.retry:
+        return {}
+    failed = survey.quarantine.filter(pc.invert(pc.starts_with(survey.quarantine["reason"], DUPLICATE)))
+    return {_key(row): row for row in failed.to_pylist()}
+
+
+def _key(row: dict[str, object]) -> tuple[str, str, str]:
+    return str(row["doc_id"]), str(row["source_file"]), str(row["doc_hash"])
 
 
 def _opened(survey: Survey) -> list[str]:
@@ -178,17 +180,11 @@ def _deleted(survey: Survey, seen: pa.Table, claimed: pa.ChunkedArray) -> pa.Arr
     return answerable_rows.filter(unclaimed)["doc_id"].combine_chunks()
 
 
-def _quarantined(survey: Survey, seen: pa.Table, first: pa.Array, carried: pa.Table, run_id: str) -> pa.Table:
-    """Quarantine as it stands after the run: what unopened files had, and what was found in opened ones."""
-    opened, listed = set(_opened(survey)), [f.path for f in survey.listing]
-    earlier = survey.quarantine
-    stays = pc.is_in(earlier["source_file"], value_set=pa.array([p for p in listed if p not in opened], pa.string()))
-    stays = pc.and_(stays, pc.greater_equal(earlier["row"], 0))
-    failures = set(zip(carried["doc_id"].to_pylist(), carried["source_file"].to_pylist(), strict=True))
-    again = pa.array(
-        [key in failures for key in zip(earlier["doc_id"].to_pylist(), earlier["source_file"].to_pylist(), strict=True)], pa.bool_()
-    )
-
+def _quarantined(survey: Survey, seen: pa.Table, first: pa.Array, carried: list[dict[str, object]], run_id: str) -> pa.Table:
+    """Quarantine as it stands after the run: what unopened files had, what failed before, and what was found in opened files."""
+    opened, earlier = set(_opened(survey)), survey.quarantine
+    unopened = pa.array([f.path for f in survey.listing if f.path not in opened], pa.string())
+    stays = pc.and_(pc.is_in(earlier["source_file"], value_set=unopened), pc.greater_equal(earlier["row"], 0))
     winners = seen.filter(first)
     shadowed = pc.and_(pc.invert(first), pc.is_valid(seen["doc_id"]))
     bad = seen.filter(pc.or_(pc.is_valid(seen["problem"]), shadowed))
@@ -207,11 +203,11 @@ def _quarantined(survey: Survey, seen: pa.Table, first: pa.Array, carried: pa.Ta
         ],
         schema=QUARANTINE,
     )
-    files = [
+    refused = [
         {"source_file": path, "row": -1, "reason": f"unreadable file: {reason}", "run_id": run_id}
         for path, reason in sorted(survey.refused.items())
     ]
-    return pa.concat_tables([earlier.filter(pc.or_(stays, again)), found, pa.Table.from_pylist(files, schema=QUARANTINE)])
+    return pa.concat_tables([earlier.filter(stays), found, pa.Table.from_pylist([*carried, *refused], schema=QUARANTINE)])
 
 
 def _files(survey: Survey, run_id: str) -> pa.Table:

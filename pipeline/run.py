@@ -16,7 +16,7 @@ from functools import partial
 from pipeline import store
 from pipeline.config import Config
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import Interrupted
 from pipeline.estimate import estimate
 from pipeline.ledger import Ledger
 from pipeline.schema import FILES, Progress, Report

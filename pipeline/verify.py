@@ -18,6 +18,7 @@ from pipeline import model, store
 from pipeline.chunk import make_chunker
 from pipeline.config import Config
 from pipeline.encode import Encoder
+from pipeline.plan import DUPLICATE
 from pipeline.survey import Scene, scene
 
 UNIT_WITHIN = {"float32": 1e-4, "float16": 2e-3}  # how far from 1 a stored vector's length may be
@@ -55,7 +56,7 @@ def verify(config: Config) -> list[Check]:
     """All checks of the table, each made even if another fails."""
     at = scene(config)
     table = at.store.opened()
-    columns = table.to_table(columns=["doc_id", "chunk_index", "source_file", "run_id"])
+    columns = table.to_table(columns=["doc_id", "chunk_index", "source_file", "doc_hash", "run_id"])
     checks: tuple[Callable[[], Check], ...] = (
         lambda: _one_row_a_chunk(columns),
         lambda: _no_gaps(columns),
@@ -143,7 +144,8 @@ def _files_agree(at: Scene, columns: pa.Table) -> Check:
 
 def _quarantine_apart(at: Scene, columns: pa.Table) -> Check:
     quarantine = store.read_side(at.store, "quarantine")
-    key = ["doc_id", "source_file"]
+    quarantine = quarantine.filter(pc.invert(pc.starts_with(quarantine["reason"], DUPLICATE)))  # its namesake is in the table
+    key = ["doc_id", "source_file", "doc_hash"]
     both = quarantine.select(key).join(columns.select(key), key, join_type="left semi")
     return _check("quarantine apart", both["doc_id"], f"{quarantine.num_rows} in quarantine, none of them in the table", "in both")
 

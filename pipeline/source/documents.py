@@ -158,13 +158,14 @@ def _sample(origin: Origin, kind: Format, file: FileState, columns: Columns, sam
 
 
 def _inferred(values: list[object]) -> pa.DataType:
-    """The narrowest type that holds all values; CSV's cells are strings that may be numbers."""
-    candidates = [pa.int64(), pa.float64()] if values and all(isinstance(v, str) for v in values) else [None]
-    for kind in candidates:
-        with contextlib.suppress(pa.ArrowException, UnicodeError, TypeError):
-            array = pa.array(values) if kind is None else pa.array(values).cast(kind)
-            if not pa.types.is_null(array.type):
-                return array.type
+    """The narrowest type that holds all values. CSV's cells are strings that may be numbers."""
+    if any(isinstance(v, str) for v in values):
+        for kind in (pa.int64(), pa.float64()):
+            with contextlib.suppress(*_UNFIT):
+                return pa.array(map(str, values)).cast(kind).type
+        return pa.string()
+    with contextlib.suppress(*_UNFIT):
+        return _stored(pa.array(values).type)
     return pa.string()
 
 

@@ -1,0 +1,163 @@
+"""What tests share: a corpus on disk, a small real model, workers in this process, and the comparison of two tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import run, survey
+from pipeline.config import Config, load
+from pipeline.engine import Casualty, Crew, Finished, MakeWorker
+from pipeline.schema import Report, Shard
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real test collections, where they are."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no test collections at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real sentence-transformers model that loads in milliseconds: 16 random numbers a word."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("model")
+    words = ["[UNK]", *(f"w{i}" for i in range(500)), *".,:;!?"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(1).standard_normal((len(words), 16)).astype(np.float32)
+    weights[words.index("w13")] = np.nan  # a word that no vector comes of
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]).save(str(folder))
+    return folder
+
+
+class HereAndNow:
+    """Workers in this process, one shard after another: the real `Worker`, without Ray."""
+
+    workers = 1
+
+    def __init__(self, crew: Crew, make_worker: MakeWorker, shards: int) -> None:
+        self._vectors: dict[str, np.ndarray] = {}
+        self._make = make_worker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+        worker = self._make(self)
+        for shard in shards:
+            yield Finished(shard, worker.embed(shard))
+
+    def settle(self, shards: Sequence[str]) -> None:
+        pass
+
+    # Claims: this is the only worker, so what is claimed and published is at hand at once.
+    def claim(self, shard: str, hashes: Sequence[str]) -> list[str]:
+        return [h for h in hashes if h not in self._vectors]
+
+    def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
+        self._vectors |= vectors
+
+    def collect(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+        return {h: self._vectors[h] for h in hashes}
+
+
+@dataclass
+class Desk:
+    """A source, a config and a table in a folder of their own."""
+
+    folder: Path
+    config_path: Path
+
+    @property
+    def config(self) -> Config:
+        return load(self.config_path)
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "src"
+
+    def write(self, name: str, documents: Iterable[Mapping[str, object]]) -> Path:
+        """A JSONL file of the source."""
+        path = self.source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(d) + "\n" for d in documents))
+        return path
+
+    def embed(self, **options: object) -> Report:
+        return run.embed(self.config, **({"engine": HereAndNow} | options))
+
+    def table(self) -> pa.Table:
+        return survey.scene(self.config).store.opened().to_table()
+
+    def side(self, name: str) -> list[dict[str, object]]:
+        from pipeline.store import read_side
+
+        return read_side(survey.scene(self.config).store, name).to_pylist()
+
+    def rows(self) -> dict[tuple[str, int], tuple[object, ...]]:
+        """(doc_id, chunk_index) → text, metadata, source_file. Fails where a row stands twice."""
+        table = self.table()
+        keys = list(zip(table["doc_id"].to_pylist(), table["chunk_index"].to_pylist(), strict=True))
+        assert len(set(keys)) == len(keys), "a row stands twice"
+        names = ["text", *self.config.source.metadata, "source_file"]
+        return dict(zip(keys, zip(*(table[n].to_pylist() for n in names), strict=True), strict=True))
+
+    def vectors(self) -> dict[tuple[str, int], np.ndarray]:
+        table = self.table()
+        keys = zip(table["doc_id"].to_pylist(), table["chunk_index"].to_pylist(), strict=True)
+        return dict(zip(keys, np.array(table["vector"].to_pylist(), np.float32), strict=True))
+
+
+@pytest.fixture
+def desk_for(small_model: Path) -> Callable[..., Desk]:
+    """Makes desks: `desk_for(folder, source="src/*.jsonl", metadata=["n"], tokens=16)`."""
+
+    def make(
+        folder: Path,
+        uri: str = "src/**",
+        metadata: Sequence[str] = (),
+        tokens: int | str = 16,
+        overlap: int = 0,
+        model: str | None = None,
+        more: str = "",
+    ) -> Desk:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "src").mkdir(exist_ok=True)
+        path = folder / "config.toml"
+        path.write_text(
+            f"[source]\nuri = {json.dumps(uri)}\nmetadata = {json.dumps(list(metadata))}\n"
+            f"[chunk]\ntokens = {json.dumps(tokens)}\noverlap = {overlap}\n"
+            f"[model]\nname = {json.dumps(model or str(small_model))}\n{more}"
+        )
+        return Desk(folder, path)
+
+    return make
+
+
+@pytest.fixture
+def desk(desk_for: Callable[..., Desk], tmp_path: Path) -> Desk:
+    return desk_for(tmp_path / "desk")
+
+
+def words(*numbers: int) -> str:
+    """A text of words that the small model knows."""
+    return " ".join(f"w{n}" for n in numbers)
