@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -309,9 +309,10 @@ def _told(report: Report, *, planned: bool) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """Bars with ETA on a terminal, nothing otherwise."""
+    """Bars with ETA on a terminal, nothing otherwise. What libraries print meanwhile goes to stderr: stdout is for data."""
     if not words.is_terminal:
-        yield lambda _: None
+        with redirect_stdout(sys.stderr):
+            yield lambda _: None
         return
     columns = (
         SpinnerColumn(),
@@ -323,7 +324,7 @@ def _progress() -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     told = {"survey": "reading", "start": "starting workers", "encode": "encoding", "done": "done"}
-    with Bars(*columns, console=words, transient=True) as bars:
+    with redirect_stdout(sys.stderr), Bars(*columns, console=words, transient=True) as bars:
         bar = bars.add_task("listing", total=None, tokens=0)
 
         def draw(moment: Progress) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import socket
 import threading
 import time
 import warnings
@@ -24,11 +26,16 @@ import numpy as np
 from pipeline.errors import EngineError, PipelineError
 from pipeline.schema import Receipt, Shard
 
+log = logging.getLogger("pipeline")
 WINDOW = 2  # shards a worker has in hand: one encodes while the next is read
 DEATHS_IN_A_ROW = (
     24  # a shard of 2,048 documents needs 12 halvings to find one that kills; twice that means it is not the documents
 )
+FAILED_STARTS = 20  # calls to a worker whose process is being replaced fail until the new one is there
+RESTART_S = 0.5
 START_S = 600.0  # the first worker must be ready by then; importing takes up to 24 s on a busy machine, a cluster may have to grow
+CONNECT_S = 10.0
+ANSI_COLOURS = re.compile(r"\x1b\[\d*m")
 CLAIMS = "claims"  # the actor's name, within this run's own namespace
 OBJECT_STORE_BYTES = 256 << 20  # descriptors, receipts and vectors in passing; rows never go through it
 
@@ -93,6 +100,7 @@ class _Seat:
     actor: Any
     ready: bool = False
     alone: bool = False
+    failed_starts: int = 0
     in_hand: set[Any] = field(default_factory=set)
 
     def takes(self, *, suspect: bool) -> bool:
@@ -102,8 +110,9 @@ class _Seat:
 class Engine:
     """Workers for the length of a `with` block."""
 
-    def __init__(self, crew: Crew, make_worker: MakeWorker, shards: int) -> None:
-        self._crew, self._make, self._shards = crew, make_worker, shards
+    def __init__(self, crew: Crew, make_worker: MakeWorker, shards: int, deaths_in_a_row: int = DEATHS_IN_A_ROW) -> None:
+        """`shards`: how many there will be, since no more workers are started than that."""
+        self._crew, self._make, self._shards, self._patience = crew, make_worker, shards, deaths_in_a_row
         self._seats: list[_Seat] = []
         self._starting: dict[Any, _Seat] = {}
         self._claims: Any = None
@@ -162,12 +171,16 @@ class Engine:
                     yield Finished(shard, outcome)
                     continue
                 self._claims.give_up.remote(shard.name)
-                deaths += outcome.traceback is None
-                if deaths > DEATHS_IN_A_ROW:
+                died = outcome.traceback is None
+                if died:
+                    deaths += 1
+                    self._revive(seat)
+                    log.warning("shard %s: %s; %s", shard.name[:8], outcome.reason, "halved" if alone else "tried again alone")
+                if deaths > self._patience:
                     raise EngineError(
                         f"workers died {deaths} times in a row ({outcome.reason}): look at memory and at Ray's logs, then run again"
                     )
-                if outcome.traceback is None and not alone:
+                if died and not alone:
                     suspects.append(shard)
                 elif len(shard) > 1:
                     suspects.extend(shard.split())
@@ -191,6 +204,9 @@ class Engine:
         if crew.address != "local":
             import pipeline
 
+            host, _, port = crew.address.rpartition(":")
+            if host and port.isdigit():  # Ray itself tries for five minutes before it says that nobody is there
+                socket.create_connection((host, int(port)), CONNECT_S).close()
             modules = {"py_modules": [pipeline]}  # the nodes run the driver's code, whatever is installed there
             ray.init(address=crew.address, runtime_env=modules, log_to_driver=False, logging_level=logging.ERROR)
             return
@@ -201,7 +217,6 @@ class Engine:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
         )
 
     def _hire(self) -> None:
@@ -227,6 +242,12 @@ class Engine:
         self._seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
         self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
 
+    def _revive(self, seat: _Seat) -> None:
+        """Give the worker nothing until its new process answers: a call sent meanwhile fails too, and its documents would be blamed."""
+        if seat.ready:
+            seat.ready = False
+            self._starting[seat.actor.start.remote()] = seat
+
     def _admit(self, ref: Any) -> None:
         """A worker is ready, or says why it cannot be."""
         import ray
@@ -237,8 +258,15 @@ class Engine:
         except ray.exceptions.RayTaskError as error:
             raise _ours(error) from None
         except ray.exceptions.RayError as error:
-            raise EngineError(f"a worker died while it loaded the model: {str(error).splitlines()[0]}: look at memory") from None
-        seat.ready = True
+            seat.failed_starts += 1
+            if seat.failed_starts > FAILED_STARTS:
+                raise EngineError(
+                    f"a worker does not start: {str(error).splitlines()[0]}: look at memory and at Ray's logs"
+                ) from None
+            time.sleep(RESTART_S)
+            self._starting[seat.actor.start.remote()] = seat
+            return
+        seat.ready, seat.failed_starts = True, 0
 
     def _hand_out(self, queue: deque[Shard], suspects: deque[Shard], in_flight: dict[Any, tuple[_Seat, Shard]]) -> None:
         """Fill the windows: suspects first, each to a worker that has nothing else in hand."""
@@ -267,7 +295,7 @@ def _outcome(ref: Any) -> Receipt | _Failure:
         ours = _ours(error)
         if not isinstance(ours, EngineError):
             raise ours from None
-        return _Failure(f"encoding failed: {type(error.cause).__name__}: {error.cause}", str(error))
+        return _Failure(f"encoding failed: {type(error.cause).__name__}: {error.cause}", ANSI_COLOURS.sub("", str(error)))
     except ray.exceptions.RayError as error:
         return _Failure(f"encoding failed: the worker died ({type(error).__name__})", None)
     return receipt

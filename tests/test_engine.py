@@ -1,0 +1,127 @@
+"""Shards over real Ray workers: deaths, errors, claims."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from ray import cloudpickle
+
+from pipeline.engine import Casualty, Claims, Crew, Engine, Finished
+from pipeline.errors import EngineError, ModelError
+from pipeline.schema import QUARANTINE, FileState, Receipt, Shard, Slice
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers below are in no installed package
+
+
+def shard(*names: str) -> Shard:
+    columns = {"row": list(range(len(names))), "doc_id": list(names), "doc_hash": list(names), "held": [False] * len(names)}
+    return Shard((Slice(FileState(f"{names[0]}.jsonl", 1, 1), pa.table(columns)),))
+
+
+def receipt(name: str, encoded: int = 0) -> Receipt:
+    return Receipt(name, (), 0, QUARANTINE.empty_table(), (), encoded, 0, 0, 0.0, 0.0, 0.0)
+
+
+class Fragile:
+    """A worker that dies of some documents and fails on others."""
+
+    def __init__(self, claims: Claims) -> None:
+        pass
+
+    def embed(self, shard: Shard) -> Receipt:
+        for name in shard.documents()["doc_id"].to_pylist():
+            if name.startswith("deadly"):
+                time.sleep(0.05)
+                os._exit(1)
+            if name.startswith("bad"):
+                raise ValueError(f"cannot take {name}")
+        return receipt(shard.name)
+
+
+class Refusing:
+    """A worker that cannot load its model."""
+
+    def __init__(self, claims: Claims) -> None:
+        raise ModelError("model x: not here: install it")
+
+    def embed(self, shard: Shard) -> Receipt:
+        raise AssertionError
+
+
+class Sharing:
+    """A worker whose chunks are the documents' names; it dies holding the claim of `doomed`, but the first time only."""
+
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
+
+    def embed(self, shard: Shard) -> Receipt:
+        names = shard.documents()["doc_id"].to_pylist()
+        vectors: dict[str, np.ndarray] = {}
+        encoded = 0
+        while missing := [n for n in names if n not in vectors]:
+            granted = self._claims.claim(shard.name, missing)
+            if "doomed" in granted and not (flag := Path(os.environ["DOOM"])).exists():
+                flag.touch()
+                time.sleep(0.5)
+                os._exit(1)
+            time.sleep(0.2)
+            encoded += len(granted)
+            vectors |= {n: np.full(3, len(n), np.float32) for n in granted}
+            self._claims.publish({n: vectors[n] for n in granted})
+            vectors |= self._claims.collect([n for n in missing if n not in vectors])
+        assert all((vectors[n] == len(n)).all() for n in names)
+        return receipt(shard.name, encoded)
+
+
+def names_of(outcomes: list[Finished | Casualty], kind: type) -> list[str]:
+    return sorted(n for o in outcomes if isinstance(o, kind) for n in o.shard.documents()["doc_id"].to_pylist())
+
+
+def test_documents_that_kill_or_fail_stand_alone_in_the_end_and_all_others_finish_once() -> None:
+    names = [f"d{i:03}" for i in range(60)]
+    names[17], names[48], names[49] = "deadly-1", "deadly-2", "bad-1"
+    with Engine(Crew(least=2, most=2), Fragile, 10) as engine:
+        outcomes = list(engine.work([shard(*names[i : i + 6]) for i in range(0, 60, 6)]))
+    assert names_of(outcomes, Casualty) == ["bad-1", "deadly-1", "deadly-2"]
+    assert names_of(outcomes, Finished) == sorted(n for n in names if n.startswith("d0"))
+    reasons = {o.shard.documents()["doc_id"][0].as_py(): (o.reason, o.traceback) for o in outcomes if isinstance(o, Casualty)}
+    assert reasons["deadly-1"][0].startswith("encoding failed: the worker died")
+    assert "ValueError: cannot take bad-1" in reasons["bad-1"][0]
+    assert "test_engine.py" in reasons["bad-1"][1]
+
+
+def test_workers_that_die_of_everything_end_the_work_with_one_error() -> None:
+    with Engine(Crew(most=1), Fragile, 1, deaths_in_a_row=3) as engine, pytest.raises(EngineError, match="died 4 times in a row"):
+        list(engine.work([shard(*(f"deadly-{i}" for i in range(64)))]))
+
+
+def test_a_worker_that_cannot_load_its_model_says_so_in_its_own_words() -> None:
+    with Engine(Crew(most=1), Refusing, 1) as engine, pytest.raises(ModelError, match="model x: not here: install it"):
+        list(engine.work([shard("a")]))
+
+
+def test_equal_chunks_are_encoded_by_one_worker_and_a_dead_ones_claims_pass_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOOM", str(tmp_path / "flag"))
+    shards = [shard(f"own{i}", "same", "alike", *(["doomed"] if i in (1, 2) else [])) for i in range(6)]
+    with Engine(Crew(least=2, most=2), Sharing, len(shards)) as engine:
+        outcomes = list(engine.work(shards))
+    assert (tmp_path / "flag").exists()
+    assert len(outcomes) == 6
+    # own0..own5, same, alike, doomed: each once. What a dead worker had made is made again by the next.
+    assert 9 <= sum(o.receipt.encoded for o in outcomes if isinstance(o, Finished)) <= 9 + 3
+
+
+def test_a_cluster_that_is_not_there_is_one_line() -> None:
+    with (
+        pytest.raises(EngineError, match=r"Ray at '127.0.0.1:1' does not start.*check \[ray\] address"),
+        Engine(Crew("127.0.0.1:1"), Fragile, 1),
+    ):
+        pass
