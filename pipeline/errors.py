@@ -48,6 +48,8 @@ class StoreError(PipelineError):
 class TableBusy(StoreError):
     """Another run holds the table's lease."""
 
+    transient = False  # the other run does the work
+
 
 class EngineError(PipelineError):
     """The workers cannot be started, or die whatever they are given."""

