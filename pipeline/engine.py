@@ -37,7 +37,9 @@ START_S = 600.0  # the first worker must be ready by then; importing takes up to
 CONNECT_S = 10.0
 ANSI_COLOURS = re.compile(r"\x1b\[\d*m")
 CLAIMS = "claims"  # the actor's name, within this run's own namespace
-OBJECT_STORE_BYTES = 256 << 20  # descriptors, receipts and vectors in passing; rows never go through it
+OBJECT_STORE_BYTES = (
+    100 << 20
+)  # descriptors, receipts and vectors in passing; rows never go through it. Ray takes no less than 75 MB
 
 
 class Claims(Protocol):
@@ -368,7 +370,8 @@ class _Claims:
         return free
 
     async def publish(self, hashes: list[str], vectors: np.ndarray) -> None:
-        for h, vector in zip(hashes, vectors, strict=True):
+        own = vectors.copy()  # what arrives lies in Ray's object store, and would keep its place there until the commit
+        for h, vector in zip(hashes, own, strict=True):
             if (entry := self._vectors.get(h)) is not None and not entry.done():
                 entry.set_result(vector)
 

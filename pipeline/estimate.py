@@ -56,7 +56,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
         report,
         chunks=ChunkCounts(round(len(fresh) * scale), round((chunks.num_rows - len(fresh)) * scale), 0),
         tokens=total,
-        seconds=round(seconds, 2),
+        seconds=round(seconds, 3),
         tokens_per_second=round(rate * workers, 1),
         workers=workers,
     )

@@ -110,7 +110,9 @@ def make_plan(survey: Survey, run_id: str) -> Plan:
     at = pc.index_in(claims["doc_id"], value_set=survey.held["doc_id"].combine_chunks())  # null: the table does not hold it
     held = pc.is_valid(at)
     same_hash = pc.fill_null(pc.equal(claims["doc_hash"], survey.held["doc_hash"].take(at)), fill_value=False)
-    same_file = pc.fill_null(pc.equal(claims["source_file"], survey.held["source_file"].take(at)), fill_value=False)
+    same_file = pc.fill_null(
+        pc.equal(claims["source_file"].cast(pa.string()), survey.held["source_file"].take(at)), fill_value=False
+    )
     claims = claims.append_column("held", held)
     todo = claims.filter(pc.invert(pc.and_(same_hash, same_file)))
 
@@ -138,9 +140,11 @@ def make_plan(survey: Survey, run_id: str) -> Plan:
 def _in_order(survey: Survey) -> pa.Table:
     """The sightings by path and row, with their path."""
     seen = survey.sightings
-    seen = seen.take(np.lexsort((seen["row"].to_numpy(), seen["file"].to_numpy())))
+    files, rows = seen["file"].to_numpy(), seen["row"].to_numpy()
+    if np.any((np.diff(files) < 0) | ((np.diff(files) == 0) & (np.diff(rows) < 0))):
+        seen = seen.take(np.lexsort((rows, files)))
     paths = pa.array([f.path for f in survey.listing], pa.string())
-    return seen.append_column("source_file", paths.take(seen["file"].combine_chunks()))
+    return seen.append_column("source_file", pa.DictionaryArray.from_arrays(seen["file"].combine_chunks(), paths))
 
 
 def _first_of_id(doc_ids: pa.ChunkedArray) -> pa.Array:
@@ -176,6 +180,7 @@ def _deleted(survey: Survey, seen: pa.Table, claimed: pa.ChunkedArray) -> pa.Arr
     gone = [p for p in pc.unique(survey.held["source_file"]).to_pylist() if p not in listed]
     answerable = pa.array([p for p in _opened(survey) if p not in untold] + gone, pa.string())
     answerable_rows = survey.held.filter(pc.is_in(survey.held["source_file"], value_set=answerable))
+    claimed = claimed.filter(pc.is_in(claimed, value_set=answerable_rows["doc_id"].combine_chunks()))
     unclaimed = pc.invert(pc.is_in(answerable_rows["doc_id"], value_set=claimed.combine_chunks()))
     return answerable_rows.filter(unclaimed)["doc_id"].combine_chunks()
 
@@ -185,12 +190,12 @@ def _quarantined(survey: Survey, seen: pa.Table, first: pa.Array, carried: list[
     opened, earlier = set(_opened(survey)), survey.quarantine
     unopened = pa.array([f.path for f in survey.listing if f.path not in opened], pa.string())
     stays = pc.and_(pc.is_in(earlier["source_file"], value_set=unopened), pc.greater_equal(earlier["row"], 0))
-    winners = seen.filter(first)
-    shadowed = pc.and_(pc.invert(first), pc.is_valid(seen["doc_id"]))
-    bad = seen.filter(pc.or_(pc.is_valid(seen["problem"]), shadowed))
+    bad = seen.filter(pc.or_(pc.is_valid(seen["problem"]), pc.and_(pc.invert(first), pc.is_valid(seen["doc_id"]))))
+    bad = bad.set_column(bad.column_names.index("source_file"), "source_file", bad["source_file"].cast(pa.string()))
+    winners = seen.filter(pc.and_(first, pc.is_in(seen["doc_id"], value_set=bad["doc_id"].combine_chunks())))
     at = pc.index_in(bad["doc_id"], value_set=winners["doc_id"].combine_chunks())
-    duplicate = pc.binary_join_element_wise(f"{DUPLICATE}: the document of", winners["source_file"].take(at), "is kept", " ")
-    reason = pc.coalesce(bad["problem"], duplicate)
+    winner = winners["source_file"].cast(pa.string()).take(at)
+    reason = pc.coalesce(bad["problem"], pc.binary_join_element_wise(f"{DUPLICATE}: the document of", winner, "is kept", " "))
     found = pa.table(
         [
             bad["doc_id"],

@@ -19,7 +19,19 @@ from pipeline.encode import actual_precision
 from pipeline.engine import Crew
 from pipeline.errors import SourceError, SpecMismatch, UnreadableFile
 from pipeline.plan import Plan, Survey, compare_files, contested, make_plan, shadowing
-from pipeline.schema import FILES, QUARANTINE, SIGHTINGS, ChunkCounts, DocumentCounts, FileState, LocalModel, Progress, Report, Spec
+from pipeline.schema import (
+    FILES,
+    HELD,
+    QUARANTINE,
+    SIGHTINGS,
+    ChunkCounts,
+    DocumentCounts,
+    FileState,
+    LocalModel,
+    Progress,
+    Report,
+    Spec,
+)
 from pipeline.store import Store
 
 log = logging.getLogger("pipeline")
@@ -73,7 +85,7 @@ def scene(config: Config) -> Scene:
 
 @dataclass(frozen=True)
 class Outlook:
-    """A plan with what it was made from."""
+    """A plan with what it was made from, the sightings and held documents left out: a run is long, and they are large."""
 
     plan: Plan
     survey: Survey
@@ -125,7 +137,11 @@ def survey(
         changes = compare_files(files, recorded, reading, reopened)
     result = Survey(files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined)
     version = None if table is None else int(table.version)
-    return Outlook(make_plan(result, run_id), result, metadata, version, listing.ignored)
+    done = make_plan(result, run_id)
+    pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
+    return Outlook(
+        done, replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()), metadata, version, listing.ignored
+    )
 
 
 def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -> Report:
