@@ -9,15 +9,16 @@ Importing this package does not import Prefect, which takes seconds: only a run 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.server import local_server, server_configured, use_own_home
+from flows.server import configured_server, local_server, use_own_home
 from pipeline.config import Config
 from pipeline.schema import Report
 from pipeline.survey import OnProgress
 
-__all__ = ["embed_as_flow", "serve", "server_configured"]
+__all__ = ["Served", "configured_server", "embed_as_flow", "serve"]
 
 
 def embed_as_flow(
@@ -29,7 +30,7 @@ def embed_as_flow(
     allow_empty: bool = False,
 ) -> Report:
     """Run the flow `embed` in this process; without a configured server Prefect starts one for as long as it takes."""
-    if not server_configured():
+    if not configured_server():
         use_own_home(config.parent)
     from flows.embed import embed, watcher
 
@@ -40,9 +41,21 @@ def embed_as_flow(
         watcher.reset(token)
 
 
-def serve(config: Path, settings: Config, overrides: Mapping[str, Any], say: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Served:
+    """What `serve` keeps alive, and where."""
+
+    server: str  # address of the server and its UI
+    nightly: str  # cron
+    timezone: str
+    deployment: str
+
+
+def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready: Callable[[Served], None]) -> None:
     """Keep the nightly schedule alive until a signal; starts a server where none is configured, its state below data/."""
-    with local_server(config.parent, say):
+    with local_server(config.parent) as address:
         from flows.embed import serve_nightly
 
-        serve_nightly(config, settings, overrides, say)
+        schedule = settings.schedule
+        on_ready(Served(address, schedule.nightly, schedule.timezone, f"nightly/{settings.table.name}"))
+        serve_nightly(config, settings, overrides)

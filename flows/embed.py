@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -92,7 +92,7 @@ def nightly(config: str = "config.toml", overrides: Mapping[str, Any] | None = N
     maintain(config, overrides, reason)
 
 
-def serve_nightly(config: Path, settings: Config, overrides: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def serve_nightly(config: Path, settings: Config, overrides: Mapping[str, Any]) -> None:
     """Register the flows on the server and run them when they are due, until a signal."""
     parameters = {"config": str(config), "overrides": dict(overrides)}
     # A run that comes while another is under way is cancelled, not queued: the next one sees all changes anyway.
@@ -108,9 +108,6 @@ def serve_nightly(config: Path, settings: Config, overrides: Mapping[str, Any], 
         )
         for each, reason in ((nightly, "nightly"), (embed, "by hand"))
     ]
-    say(
-        f"nightly at '{settings.schedule.nightly}' {settings.schedule.timezone}; now: prefect deployment run nightly/{settings.table.name}"
-    )
     serve(*cast("list[RunnerDeployment]", deployments), print_starting_message=False)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,18 +20,18 @@ PORT = 4200  # Prefect's own
 START_S = 120  # a busy machine took 22 s; Prefect's own limit of 20 s for an ephemeral server is too short
 
 
-def server_configured() -> bool:
-    """Whether PREFECT_API_URL is set, in the environment or in the active profile."""
-    if os.environ.get("PREFECT_API_URL"):
-        return True
+def configured_server() -> str:
+    """PREFECT_API_URL, from the environment or the active profile; empty where it is not set."""
+    if address := os.environ.get("PREFECT_API_URL"):
+        return address
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
     try:
         profiles = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError):
-        return False
+        return ""
     active = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
-    return bool(profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL"))
+    return str(profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL", ""))
 
 
 def use_own_home(folder: Path) -> None:
@@ -50,11 +50,10 @@ def use_own_home(folder: Path) -> None:
 
 
 @contextmanager
-def local_server(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """The configured server, or one started here and stopped at the end. Raises EngineError where it does not come up."""
-    if server_configured():
-        say(f"using the Prefect server at {os.environ.get('PREFECT_API_URL', 'the active profile')}")
-        yield
+def local_server(folder: Path) -> Iterator[str]:
+    """The address of the configured server, or of one started here and stopped at the end. Raises EngineError where it does not come up."""
+    if configured := configured_server():
+        yield configured.removesuffix("/api")
         return
     use_own_home(folder)
     port = _free_port()
@@ -69,8 +68,7 @@ def local_server(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
         try:
             _wait_until_up(server, address, log_path)
-            say(f"Prefect server started; its UI: {address}")
-            yield
+            yield address
         finally:
             server.terminate()
             server.wait(timeout=30)

@@ -21,7 +21,8 @@ checkpoint, and to resume is to plan again.
            run       the use-cases: plan, embed, maintain
            verify    proof that the table is right; status
            search    retrieval
-           sample    Python's own documentation as a corpus; a config for yours
+           init      a first config for your documents
+           sample    Python's own documentation as a corpus
            cli       commands
 
 Follow one document: survey.survey -> plan.make_plan -> worker.Worker.embed -> ledger.Ledger.commit -> store.commit_rows.

@@ -134,7 +134,7 @@ def run(
     settings = load(config, overrides)
     _log(verbose=verbose)
     with _progress() as on_progress:
-        if flow or flows.server_configured():
+        if flow or flows.configured_server():
             report = flows.embed_as_flow(
                 config.resolve(), overrides, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty
             )
@@ -228,7 +228,7 @@ def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False)
 
 
 @app.command()
-def serve(*, config: ConfigPath = Path("config.toml")) -> None:
+def serve(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Keep the nightly schedule of the config alive, on a Prefect server of your own or one started here.
 
     Example: latent serve
@@ -237,7 +237,17 @@ def serve(*, config: ConfigPath = Path("config.toml")) -> None:
 
     settings = load(config, overrides)
     _log(verbose=True)
-    flows.serve(config.resolve(), settings, overrides, words.print)
+
+    def ready(served: flows.Served) -> None:
+        _print(
+            served,
+            as_json,
+            f"Prefect server: {served.server}\nnightly at '{served.nightly}' {served.timezone}\n"
+            f"now: PREFECT_API_URL={served.server}/api prefect deployment run {served.deployment}",
+        )
+        sys.stdout.flush()
+
+    flows.serve(config.resolve(), settings, overrides, ready)
 
 
 # --- what commands share --------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ SAMPLE_SHARDS = 8
 SAMPLE_DOCUMENTS = 32  # of each sampled shard
 CALIBRATION_S = 4.0
 BATCH_CHUNKS = 32
+RAY_START_S = 8.0  # ray.init took 7–10 s
 SEED = 7
 
 
@@ -51,7 +52,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     scale = outlook.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
     total = round(sum(tokens) * scale)
     workers = at.crew.count(os.cpu_count() or 1, gpu_count(), len(outlook.plan.shards))
-    seconds = total / (rate * workers) + start_s if total else start_s
+    seconds = RAY_START_S + start_s + total / (rate * workers)
     return replace(
         report,
         chunks=ChunkCounts(round(len(fresh) * scale), round((chunks.num_rows - len(fresh)) * scale), 0),

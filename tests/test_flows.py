@@ -48,9 +48,16 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
     desk.write("a.jsonl", [{"id": str(i), "text": words(100 + i)} for i in range(50)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     environment["HOME"] = str(desk.folder)  # no profile of whoever runs the tests
-    with subprocess.Popen([LATENT, "serve"], cwd=desk.folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        address = re.search(r"UI: (http://127\.0\.0\.1:\d+)", process.stderr.readline())[1]
-        assert "nightly at '0 2 * * *' UTC" in process.stderr.readline()
+    with subprocess.Popen(
+        [LATENT, "serve", "--json"], cwd=desk.folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        ready = json.loads(process.stdout.readline())
+        assert {k: ready[k] for k in ("nightly", "timezone", "deployment")} == {
+            "nightly": "0 2 * * *",
+            "timezone": "UTC",
+            "deployment": "nightly/docs",
+        }
+        address = ready["server"]
         served = Served(desk, address, environment | {"PREFECT_API_URL": f"{address}/api"})
         deadline = time.monotonic() + 60
         while not served.ask("deployments/filter") and time.monotonic() < deadline:
