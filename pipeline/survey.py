@@ -119,7 +119,7 @@ def survey(
     if not files and (table is None or (held.num_rows and not allow_empty)):
         kinds = f" ({len(listing.ignored)} of unknown kind, such as {listing.ignored[0]})" if listing.ignored else ""
         stored = f"; the table holds {held.num_rows} documents, --allow-empty deletes them" if held.num_rows else ""
-        raise SourceError(f"source {settings.uri}: no files{kinds}: check [source] uri and format{stored}")
+        raise SourceError(f"source {source.shown(settings.uri)}: no files{kinds}: check [source] uri and format{stored}")
     metadata = _metadata(at, origin, files)
     reading = source.reading_hash(settings.format, settings)
     reader = source.Reader(origin, settings.format, settings, metadata)

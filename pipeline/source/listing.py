@@ -59,9 +59,9 @@ def locate(uri: str) -> Origin:
             filesystem, root = fs.LocalFileSystem(), base or "/"
         info = filesystem.get_file_info(root)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise SourceError(f"source {uri}: {_first_line(error)}: check [source] uri and the credentials") from None
+        raise SourceError(f"source {shown(uri)}: {_first_line(error)}: check [source] uri and the credentials") from None
     if info.type == fs.FileType.NotFound:
-        raise SourceError(f"source {uri}: no such file or folder {root!r}: check [source] uri")
+        raise SourceError(f"source {shown(uri)}: no such file or folder {root!r}: check [source] uri")
     if info.type == fs.FileType.File:
         return Origin(filesystem, root.rpartition("/")[0], root.rpartition("/")[2])
     return Origin(filesystem, root.rstrip("/"), pattern)
@@ -89,6 +89,11 @@ def list_files(origin: Origin, format: str) -> Listing:
     if _wait_out_tick(states, LOCAL_TICK_NS if origin.local else STORE_TICK_NS):
         return list_files(origin, format)
     return Listing(tuple(sorted(states, key=lambda s: s.path)), tuple(sorted(ignored)))
+
+
+def shown(uri: str) -> str:
+    """The URI as it may stand in a message: without the credentials it may carry before the host or in its query."""
+    return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0] if "://" in uri else uri
 
 
 def current_state(origin: Origin, path: str) -> FileState | None:
