@@ -56,7 +56,7 @@ class Chunker:
 
     def _cut(self, text: str) -> int:
         """Where the model stops reading, moved to the end of the word, so that the cut text has the same tokens."""
-        if self.max_tokens is None or len(text) <= self.max_tokens // 2:
+        if self.max_tokens is None:
             return len(text)
         whole = self.prompt + text
         ends = [end for _, end in self.tokenizer.encode(whole).offsets if end]
@@ -75,6 +75,8 @@ def make_chunker(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if tokens == "truncate":
+        if max_tokens is not None and len(tokenizer.encode(prompt)) >= max_tokens:
+            raise ConfigError(f"[model] document_prompt fills the {max_tokens} tokens that the model reads: shorten the prompt")
         return Chunker(None, None, tokenizer, prompt, max_tokens)
     if max_tokens is not None and tokens > max_tokens:
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 def _cron(value: str) -> str:
+    if len(value.split()) != 5:
+        raise ValueError("a cron expression of five fields")
     try:
         CronSim(value, dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
     except CronSimError as error:
@@ -42,6 +45,15 @@ def _timezone(value: str) -> str:
     if value not in available_timezones():
         raise ValueError("an IANA time zone such as Europe/Berlin")
     return value
+
+
+def _ordered(value: list[int]) -> list[int]:
+    if value[0] > value[1]:
+        raise ValueError("[min, max]")
+    return value
+
+
+Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
 
 
 def _distinct(value: list[str]) -> list[str]:
@@ -131,11 +143,11 @@ class Ray(_Section):
     """The workers."""
 
     address: str = Field("local", min_length=1, description="local, or a running cluster's address")
-    workers: Literal["auto"] | PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = Field(
-        "auto", description="auto (all cores or GPUs), a number, or [min, max]"
-    )
+    workers: Literal["auto"] | PositiveInt | Range = Field("auto", description="auto (all cores or GPUs), a number, or [min, max]")
     cpus_per_worker: PositiveInt = Field(1, description="cores a worker; its encoder runs as many threads")
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="GPUs a worker; a fraction shares one")
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0, description="GPUs a worker; a fraction shares one"
+    )
 
 
 class Index(_Section):
@@ -192,18 +204,22 @@ def load(path: str | Path = "config.toml", overrides: Mapping[str, Any] | None =
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     flags = dict(overrides or {})
+    variables = {name.upper(): name for name in os.environ if re.fullmatch("LATENT_.+__.+", name.upper())}
+    for upper, name in variables.items():
+        if upper.removeprefix("LATENT_").partition("__")[0].lower() not in Config.model_fields:
+            raise ConfigError(f"{name}: no such section; wanted one of {', '.join(Config.model_fields)}")
     try:
         settings = Sources(**_nested(flags))  # type: ignore[arg-type]
     except ValidationError as error:
         by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
         for e in error.errors():  # a union complains once for each of its members
             by_key.setdefault(e["loc"][:2], []).append(e)
-        raise ConfigError("; ".join(_explain(errors, file, flags) for errors in by_key.values())) from None
-    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("; ".join(_explain(errors, file, {*flags, *variables.values()}) for errors in by_key.values())) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     except ValueError as error:  # a LATENT_ variable that should hold JSON and does not
-        raise ConfigError(f"environment: {error}: lists and tables are written as JSON") from None
-    return _anchored(Config(**dict(settings)), file.resolve().parent)
+        raise ConfigError(f"{', '.join(variables.values())}: {error}: lists and tables are written as JSON") from None
+    return _anchored(Config(**dict(settings)), file)
 
 
 def render(config: Config, note: str = "") -> str:
@@ -222,8 +238,8 @@ def render(config: Config, note: str = "") -> str:
 def _toml(value: object) -> str:
     """A TOML value. JSON's strings, numbers, booleans and lists are TOML's too; the only table here is one of strings."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False)
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -235,16 +251,16 @@ def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return nested
 
 
-def _explain(errors: list[ErrorDetails], file: Path, flags: Mapping[str, Any]) -> str:
-    """One wrong setting: where it was set, what was got, what is wanted."""
+def _explain(errors: list[ErrorDetails], file: Path, overriding: set[str]) -> str:
+    """One wrong setting: where it was set (the flags and variables in `overriding` win over the file), what was got, what is wanted."""
     error = errors[0]
     section, key = (*(str(part) for part in error["loc"][:2]), "")[:2]
-    variable = f"LATENT_{section}__{key}".upper()
-    where = f"{file}: [{section}] {key}".rstrip()
-    if f"{section}.{key}".rstrip(".") in flags:
-        where = f"--{section}.{key}".rstrip(".")
-    elif variable in (name.upper() for name in os.environ):
-        where = variable
+    flag, variable = f"{section}.{key}", f"LATENT_{section}__{key}".upper()
+    setters = [f"--{name}" for name in overriding if name == flag or (not key and name.startswith(flag))]
+    setters = setters or [
+        name for name in overriding if name.upper() == variable or (not key and name.upper().startswith(variable))
+    ]
+    where = ", ".join(sorted(setters)) or f"{file}: [{section}] {key}".rstrip()
     known = type(getattr(Config(), section)).model_fields if key else Config.model_fields
     if error["type"] == "extra_forbidden":
         return f"{where}: no such key; wanted one of {', '.join(known)}"
@@ -254,11 +270,15 @@ def _explain(errors: list[ErrorDetails], file: Path, flags: Mapping[str, Any]) -
     return f"{where}: got {error['input']!r}, wanted {wanted} ({known[key].description})"
 
 
-def _anchored(config: Config, folder: Path) -> Config:
+def _anchored(config: Config, file: Path) -> Config:
     """Relative local paths, made absolute from the config file's folder."""
+    folder = file.resolve().parent
 
     def anchor(uri: str) -> str:
-        return uri if "://" in uri else str(folder / Path(uri).expanduser())
+        try:
+            return uri if "://" in uri else str(folder / Path(uri).expanduser())
+        except RuntimeError as error:
+            raise ConfigError(f"{file}: {uri}: {error}: write the path out") from None
 
     model = config.model
     if model.name.startswith((".", "~", "/")) or (folder / model.name).is_dir():

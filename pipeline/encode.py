@@ -54,6 +54,7 @@ class Encoder:
         """Raises ModelError where the weights do not load or the device is not there."""
         _quiet()
         import torch
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
 
         if threads:
@@ -69,7 +70,7 @@ class Encoder:
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True, "dtype": dtype},
             )
-        except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
             raise ModelError(f"model {model.name}: does not load on {self.device}: {str(error).strip().splitlines()[0]}") from error
         if model.max_tokens:
             self._model.max_seq_length = model.max_tokens

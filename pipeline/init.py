@@ -27,7 +27,10 @@ def config_for(path: str, folder: Path) -> Config:
     tabular = [f for f in files if format_of(f.path) not in PLAIN]
     if not tabular:
         return Config(source=Source(uri=uri))
-    columns = column_names(origin.filesystem, f"{origin.root}/{tabular[0].path}")
+    try:
+        columns = column_names(origin.filesystem, f"{origin.root}/{tabular[0].path}")
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{tabular[0].path}: cannot be read: {str(error).splitlines()[0]}: mend or move the file") from None
     by_lower = {c.lower(): c for c in columns}
     ident = next((by_lower[n] for n in ID_NAMES if n in by_lower), None)
     text = next((by_lower[n] for n in TEXT_NAMES if n in by_lower), None)

@@ -36,6 +36,10 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
         raise ModelError(
             f"model {name}: no *.safetensors in {folder}: only safetensors are read, never pickles; convert the weights"
         )
+    if pickled := [p for p in folder.rglob("*.bin") if not any(p.parent.glob("*.safetensors"))]:
+        raise ModelError(
+            f"model {name}: {pickled[0]} is a pickle with no safetensors beside it: only safetensors are read; convert the weights"
+        )
     if not (folder / "tokenizer.json").is_file() and not list(folder.rglob("tokenizer.json")):
         raise ModelError(f"model {name}: no tokenizer.json in {folder}: a fast tokenizer is needed; save the model with one")
     if not trust_remote_code and (code := _own_code(folder)):
@@ -131,7 +135,8 @@ def _dim(name: str, folder: Path) -> int:
             return _static_dim(path)
         config = _json(path / "config.json")
         if dim := next((config[key] for key in keys if isinstance(config.get(key), int)), None):
-            return int(dim)
+            modes = config.get("pooling_mode")  # several are concatenated
+            return int(dim) * (len(modes) if isinstance(modes, list) else 1)
     if isinstance(dim := _json(folder / "config.json").get("hidden_size"), int):
         return dim  # a bare transformer: sentence-transformers adds mean pooling
     raise ModelError(f"model {name}: its configuration files do not tell the length of its vectors")
@@ -139,13 +144,18 @@ def _dim(name: str, folder: Path) -> int:
 
 def _static_dim(folder: Path) -> int:
     """Second axis of the one matrix, from the safetensors header (https://github.com/huggingface/safetensors#format)."""
-    with (folder / "model.safetensors").open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return int(next(t["shape"][1] for key, t in header.items() if key != "__metadata__"))
+    try:
+        with (folder / "model.safetensors").open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        return int(next(t["shape"][1] for key, t in header.items() if key != "__metadata__"))
+    except (OSError, struct.error, ValueError, LookupError, StopIteration):
+        raise ModelError(f"model {folder}: model.safetensors is damaged: download the model again") from None
 
 
 def _max_tokens(folder: Path) -> int | None:
+    if modules := _modules(folder):
+        folder = folder / str(modules[0].get("path", ""))
     lengths = (
         _json(folder / "sentence_bert_config.json").get("max_seq_length"),
         _json(folder / "tokenizer_config.json").get("model_max_length"),
@@ -156,7 +166,15 @@ def _max_tokens(folder: Path) -> int | None:
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
     path = folder / "modules.json"
-    return list(json.loads(path.read_text())) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        modules = json.loads(path.read_text())
+    except ValueError:
+        modules = None
+    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
+        raise ModelError(f"model {folder}: modules.json is damaged: download the model again")
+    return modules
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -102,13 +102,20 @@ def _of_module(module: ModuleType) -> Iterator[Entry]:
             yield from _documented(f"{name}.{attribute}", value, name, "function")
 
 
+def _literal(default: object) -> object:
+    """A parameter's default as it may be shown: what is no plain value may hold this process' environment, as cgi's does."""
+    plain = default is inspect.Parameter.empty or isinstance(default, int | float | str | bytes | None)
+    return default if plain and default != sys.executable else ...
+
+
 def _documented(name: str, value: object, module: str, kind: str) -> Iterator[Entry]:
     """The entry of an object with a docstring of its own: its name and signature, then the docstring."""
     doc = getattr(value, "__doc__", None)
     if not isinstance(doc, str) or not doc.strip() or (kind == "method" and not callable(getattr(value, "__func__", value))):
         return
     try:
-        signature = str(inspect.signature(value))  # type: ignore[arg-type]
+        found = inspect.signature(value)  # type: ignore[arg-type]
+        signature = str(found.replace(parameters=[p.replace(default=_literal(p.default)) for p in found.parameters.values()]))
     except (TypeError, ValueError):
         signature = ""
     heading = f"{name}{signature if ' at 0x' not in signature else '(...)'}"

@@ -103,6 +103,7 @@ def test_passages_are_numbered_from_0_in_each_document_and_cutting_twice_gives_t
 @LAW
 @given(texts, st.sampled_from(["", "passage: "]))
 @example("🙂" * 40, "")
+@example("한한한한한한 한", "")  # of Korean, a character is three tokens
 @example("unaffable " * 8 + "una\u0301ffable" * 3, "")
 def test_truncate_keeps_one_passage_that_ends_with_a_word_and_has_the_models_tokens_of_the_whole(text, prompt):
     ((start, passage),) = chunker("truncate", 0, prompt, 16).spans(text)
@@ -110,6 +111,7 @@ def test_truncate_keeps_one_passage_that_ends_with_a_word_and_has_the_models_tok
     assert text.startswith(passage)
     assert tokenizer(16).encode(prompt + passage).ids == tokenizer(16).encode(prompt + text).ids
     assert len(passage) == len(text) or not re.match(r"\w", text[len(passage)])
+    assert len(tokenizer().encode(prompt + re.sub(r"\w*$", "", passage)).ids) <= 16  # but for its last word, the model reads it all
 
 
 def test_truncate_cuts_long_texts_off_and_leaves_all_to_a_model_without_a_limit():

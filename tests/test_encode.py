@@ -12,6 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel
 
 from pipeline.chunk import Chunker, make_chunker
 from pipeline.encode import Encoder, actual_precision, batches, best_device
@@ -82,12 +85,15 @@ def test_auto_means_float32_and_a_device_that_is_there():
     assert best_device("cuda:3") == "cuda:3"
 
 
-def test_a_text_without_a_finite_direction_has_a_row_of_nan_and_its_neighbours_are_whole(small_model):
-    texts = ["w1 w2", "w3 w13 w4", "", "w5"]  # w13's weights are NaN; an empty text has no direction
-    vectors = Encoder(resolve(str(small_model)), device="cpu").encode(texts, [2, 3, 0, 1])
-    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, False]
-    assert np.isnan(vectors).any(axis=1).tolist() == [False, True, True, False]
-    np.testing.assert_allclose(np.linalg.norm(vectors[[0, 3]], axis=1), 1, atol=1e-6)
+def test_a_text_without_a_finite_direction_has_a_row_of_nan_and_its_neighbours_are_whole(tmp_path):
+    table = {"[UNK]": [0, 0, 1], "one": [3, 4, 0], "nan": [np.nan, 0, 1], "huge": [np.inf, 0, 1], "zero": [0, 0, 0]}
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(table)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = StaticEmbedding(tokenizer, embedding_weights=np.array(list(table.values()), np.float32))
+    SentenceTransformer(modules=[weights], device="cpu").save(str(tmp_path))
+    texts = ["one", "one nan", "huge", "zero", "", "one one"]
+    vectors = Encoder(resolve(str(tmp_path)), device="cpu").encode(texts, [1, 2, 1, 1, 0, 2])
+    np.testing.assert_allclose(vectors, [[0.6, 0.8, 0], *[[np.nan] * 3] * 4, [0.6, 0.8, 0]], atol=1e-6)
 
 
 @settings(deadline=None)
@@ -118,9 +124,16 @@ def test_a_model_that_is_not_whole_in_safetensors_does_not_load(tmp_path, small_
     shutil.copytree(small_model, folder)
     damage(folder)
     with pytest.raises(ModelError) as caught:
-        Encoder(LocalModel("mine", str(folder), "", 16, None), device="cpu")
+        Encoder(resolve(str(folder)), device="cpu")
     assert "\n" not in str(caught.value)
-    assert "mine" in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_transformer_whose_weights_are_a_pickle_does_not_load_even_where_nobody_looked_before(tmp_path):
+    BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    torch.save(BertModel(BertConfig.from_pretrained(tmp_path)).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"mine.*model\.safetensors"):
+        Encoder(LocalModel("mine", str(tmp_path), "", 16, None), device="cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")

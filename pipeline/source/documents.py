@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -113,14 +114,14 @@ def reading_hash(format: str, columns: Columns) -> str:
 
 def metadata_schema(origin: Origin, format: str, columns: Columns, files: Iterable[FileState]) -> pa.Schema:
     """Types of the metadata columns: a parquet file's own; for JSONL and CSV, from the first rows of the first files."""
-    if clash := sorted(set(columns.metadata) & OWN_COLUMNS):
+    if clash := sorted(set(columns.metadata) & (OWN_COLUMNS | {f.name for f in DOCUMENT_FIELDS})):
         raise SourceError(f"metadata: {', '.join(clash)} is the table's own column: rename it in the source, or leave it out")
     if not columns.metadata:
         return pa.schema([])
     samples: dict[str, list[object]] = {name: [] for name in columns.metadata}
     for file in itertools.islice(files, INFERENCE_FILES):
         kind = format_of(file.path) if format == "auto" else format
-        with _damage_named(origin, file.path), contextlib.suppress(UnreadableFile):
+        with contextlib.suppress(UnreadableFile), _damage_named(origin, file.path):
             if kind == "parquet":
                 return _parquet_types(origin, file, columns)
             _sample(origin, FORMATS[kind or "text"], file, columns, samples)
@@ -154,16 +155,21 @@ def _sample(origin: Origin, kind: Format, file: FileState, columns: Columns, sam
         with contextlib.suppress(BadRow):
             for name, value in zip(columns.metadata, kind.parse(file.path, columns, raw).metadata, strict=True):
                 if value is not None:
-                    samples[name].append(value)
+                    samples[name].append(_number(value) if kind is FORMATS["csv"] else value)
+
+
+PLAIN_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")  # "007" and "0x1f" are codes, not numbers
+
+
+def _number(cell: object) -> object:
+    """A cell of CSV as the number it spells, if it does."""
+    if not isinstance(cell, str) or not PLAIN_NUMBER.fullmatch(cell):
+        return cell
+    return float(cell) if any(mark in cell for mark in ".eE") else int(cell)
 
 
 def _inferred(values: list[object]) -> pa.DataType:
-    """The narrowest type that holds all values. CSV's cells are strings that may be numbers."""
-    if any(isinstance(v, str) for v in values):
-        for kind in (pa.int64(), pa.float64()):
-            with contextlib.suppress(*_UNFIT):
-                return pa.array(map(str, values)).cast(kind).type
-        return pa.string()
+    """The narrowest type that holds all values, string where they are of several kinds."""
     with contextlib.suppress(*_UNFIT):
         return _stored(pa.array(values).type)
     return pa.string()
@@ -242,12 +248,17 @@ def _typed_batch(documents: list[_Document], fields: pa.Schema, schema: pa.Schem
             texts[at] = None
     values = zip(texts, *(column.to_pylist() for column in columns), strict=True)
     hashes = [
-        digest(orjson.dumps([*cells, problem], default=str)) if document.id is not None else None
+        digest(orjson.dumps([*map(_finite, cells), problem], default=str)) if document.id is not None else None
         for cells, problem, document in zip(values, problems, documents, strict=True)
     ]
     own = ([d.row for d in documents], [d.id for d in documents], texts, problems)
     arrays = [pa.array(v, f.type) for v, f in zip(own, DOCUMENT_FIELDS, strict=True)]
     return pa.RecordBatch.from_arrays([*arrays, *columns, pa.array(hashes, pa.string())], schema=schema)
+
+
+def _finite(cell: object) -> object:
+    """JSON has no NaN and no infinity: orjson writes null for all of them, and they must hash apart."""
+    return repr(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 _UNFIT = (pa.ArrowException, UnicodeError, TypeError, OverflowError)  # what Arrow raises for a value that does not fit a type
@@ -257,8 +268,10 @@ def _typed(values: list[object], kind: pa.DataType) -> tuple[pa.Array, dict[int,
     """The values as a column of this type, and those (by position) that cannot be; these become null."""
     with contextlib.suppress(*_UNFIT):
         return pa.array(values, kind), {}
-    with contextlib.suppress(*_UNFIT):
-        return pa.array(values).cast(kind), {}
+    # Value by value where kinds are mixed: Arrow finds one kind for all, and so a value would depend on its neighbours.
+    if len(values) == 1 or all(isinstance(v, str | None) for v in values):
+        with contextlib.suppress(*_UNFIT):
+            return pa.array(values).cast(kind), {}
     if len(values) == 1:
         return pa.nulls(1, kind), dict(enumerate(values))
     singles = [_typed([value], kind) for value in values]

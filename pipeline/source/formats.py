@@ -92,6 +92,8 @@ def column_names(filesystem: fs.FileSystem, path: str) -> list[str]:
 def _open(filesystem: fs.FileSystem, path: str) -> io.BufferedReader:
     """The file's bytes, decompressed as its name tells."""
     codec = COMPRESSED.get(PurePosixPath(path).suffix.lower())
+    if codec and filesystem.get_file_info(path).size == 0:
+        raise UnreadableFile(f"no bytes, not even the head of a {codec} file")
     stream = filesystem.open_input_stream(path, compression=codec)
     return io.BufferedReader(stream, BUFFER_BYTES)
 
@@ -122,10 +124,30 @@ def _parquet_rows(filesystem: fs.FileSystem, path: str, columns: Columns, start:
                 row += rows
                 continue
             for batch in file.iter_batches(1024, row_groups=[group], columns=list(dict.fromkeys(wanted))):
-                cells = {name: _plain(batch[name]).to_pylist() for name in batch.schema.names}
+                cells = {name: _cells(_plain(batch[name])) for name in batch.schema.names}
                 for i in range(batch.num_rows):
                     yield row + i, _record(columns, {name: values[i] for name, values in cells.items()})
                 row += batch.num_rows
+
+
+class Unfit:
+    """A cell that Python has no value for, such as a time beyond the year 9999: fits no column."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+
+    def __repr__(self) -> str:
+        return f"a {self._kind} out of range"
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    """The column's values; those that cannot be are `Unfit`."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        if len(column) == 1:
+            return [Unfit(column.type)]
+        return [cell for i in range(len(column)) for cell in _cells(column.slice(i, 1))]
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -171,7 +193,7 @@ def _jsonl_rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: i
         for row, line in itertools.chain(head, lines):
             if row == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901 the mark some editors write
-            if not line.endswith(b"\n") and not _is_json(line):
+            if not line.endswith(b"\n") and line.strip() and not _is_json(line):
                 raise UnreadableFile(f"cut off in line {row + 1}")
             if row >= start and line.strip():
                 yield row, line
@@ -179,7 +201,7 @@ def _jsonl_rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: i
 
 def _keys(line: bytes) -> list[str]:
     try:
-        value = orjson.loads(line)
+        value = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError:
         return []
     return list(value) if isinstance(value, dict) else []
@@ -188,7 +210,7 @@ def _keys(line: bytes) -> list[str]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

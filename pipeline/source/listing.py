@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
@@ -50,7 +51,11 @@ def locate(uri: str) -> Origin:
         path, _, query = uri.removeprefix(scheme).partition("?")
         scheme = scheme.replace("az://", "abfs://")
     parts = path.split("/")
-    fixed = next((i for i, part in enumerate(parts) if re.search(r"[*\[]" if scheme else r"[*?\[]", part)), len(parts))
+    wild = re.compile(r"[*\[]" if scheme else r"[*?\[]")  # in a URI, ? begins the query
+    fixed = 0
+    # A name with brackets is a name where it exists.
+    while fixed < len(parts) and (not wild.search(parts[fixed]) or (not scheme and Path("/".join(parts[: fixed + 1])).exists())):
+        fixed += 1
     base, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
     try:
         if scheme:
@@ -75,12 +80,13 @@ def list_files(origin: Origin, format: str) -> Listing:
         infos = origin.filesystem.get_file_info([f"{origin.root}/{origin.pattern}"] if single else below)
     except OSError as error:
         raise SourceUnreachable(f"source {origin.root}: cannot be listed: {_first_line(error)}") from None
+    loops = tuple(f"{info.path}/" for info in infos if origin.local and _leads_back(info)) or None
     matches = re.compile(glob_translate(origin.pattern or "**")).match
     states, ignored = [], []
     for info in infos:
         path = info.path[len(origin.root) :].lstrip("/")
         hidden = any(part.startswith(".") for part in path.split("/"))
-        if info.type != fs.FileType.File or hidden or not (single or matches(path)):
+        if info.type != fs.FileType.File or hidden or not (single or matches(path)) or (loops and info.path.startswith(loops)):
             continue
         if format == "auto" and format_of(path) is None:
             ignored.append(path)
@@ -100,6 +106,12 @@ def current_state(origin: Origin, path: str) -> FileState | None:
     """The file's state now; None where it is gone."""
     info = origin.filesystem.get_file_info(f"{origin.root}/{path}")
     return FileState(path, info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None
+
+
+def _leads_back(info: fs.FileInfo) -> bool:
+    """Whether a folder is a link to one that it lies in: what is below it is listed already."""
+    path = Path(info.path)
+    return info.type == fs.FileType.Directory and path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _wait_out_tick(states: list[FileState], tick_ns: int) -> bool:
