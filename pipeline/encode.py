@@ -21,7 +21,6 @@ from pipeline.schema import LocalModel
 
 Vectors = npt.NDArray[np.float32]
 BATCH_TOKENS = {"cpu": 2048, "mps": 16_384, "cuda": 65_536}  # CPU: 1–4k is best, 8k slower; measured on AVX-512
-PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def actual_precision(precision: str) -> str:

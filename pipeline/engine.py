@@ -33,7 +33,7 @@ DEATHS_IN_A_ROW = (
 )
 FAILED_STARTS = 20  # calls to a worker whose process is being replaced fail until the new one is there
 RESTART_S = 0.5
-START_S = 600.0  # the first worker must be ready by then; importing takes up to 24 s on a busy machine, a cluster may have to grow
+START_S = 600.0  # so long may there be no worker ready; importing takes up to 24 s on a busy machine, a cluster may have to grow
 CONNECT_S = 10.0
 ANSI_COLOURS = re.compile(r"\x1b\[\d*m")
 CLAIMS = "claims"  # the actor's name, within this run's own namespace
@@ -156,7 +156,7 @@ class Engine:
 
         queue, suspects = deque(shards), deque[Shard]()
         in_flight: dict[Any, tuple[_Seat, Shard]] = {}
-        deaths, began = 0, time.monotonic()
+        deaths, last_ready = 0, time.monotonic()
         while queue or suspects or in_flight:
             self._hand_out(queue, suspects, in_flight)
             done, _ = ray.wait([*in_flight, *self._starting], timeout=1.0)
@@ -172,25 +172,19 @@ class Engine:
                     deaths = 0
                     yield Finished(shard, outcome)
                     continue
-                self._claims.give_up.remote(shard.name)
-                died = outcome.traceback is None
-                if died:
-                    deaths += 1
-                    self._revive(seat)
-                    log.warning("shard %s: %s; %s", shard.name[:8], outcome.reason, "halved" if alone else "tried again alone")
-                if deaths > self._patience:
-                    raise EngineError(
-                        f"workers died {deaths} times in a row ({outcome.reason}): look at memory and at Ray's logs, then run again"
-                    )
-                if died and not alone:
+                deaths += outcome.died
+                self._lose(seat, shard, outcome, deaths)
+                if outcome.died and not alone:
                     suspects.append(shard)
                 elif len(shard) > 1:
                     suspects.extend(shard.split())
                 else:
                     yield Casualty(shard, outcome.reason, outcome.traceback)
-            if not any(seat.ready for seat in self._seats) and time.monotonic() - began > START_S:
+            if any(seat.ready for seat in self._seats):
+                last_ready = time.monotonic()
+            elif time.monotonic() - last_ready > START_S:
                 raise EngineError(
-                    f"no worker started in {START_S:.0f} s: asked for {self._crew}, Ray has {ray.available_resources()}"
+                    f"no worker was ready for {START_S:.0f} s: asked for {self._crew}, Ray has {ray.available_resources()}"
                 )
 
     def settle(self, shards: Sequence[str]) -> None:
@@ -244,6 +238,18 @@ class Engine:
         self._seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
         self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
 
+    def _lose(self, seat: _Seat, shard: Shard, failure: _Failure, deaths: int) -> None:
+        """Let go of what a failed shard had claimed, and replace a dead worker. Raises EngineError where too many die in a row."""
+        self._claims.give_up.remote(shard.name)
+        if not failure.died:
+            return
+        log.warning("shard %s: %s", shard.name[:8], failure.reason)
+        if deaths > self._patience + WINDOW * len(self._seats):  # a lost node fails the windows of all its workers
+            raise EngineError(
+                f"workers died {deaths} times in a row ({failure.reason}): look at memory and at Ray's logs, then run again"
+            )
+        self._revive(seat)
+
     def _revive(self, seat: _Seat) -> None:
         """Give the worker nothing until its new process answers: a call sent meanwhile fails too, and its documents would be blamed."""
         if seat.ready:
@@ -286,6 +292,10 @@ class Engine:
 class _Failure:
     reason: str
     traceback: str | None  # None: the worker died
+
+    @property
+    def died(self) -> bool:
+        return self.traceback is None
 
 
 def _outcome(ref: Any) -> Receipt | _Failure:

@@ -238,19 +238,24 @@ def _files(survey: Survey, run_id: str) -> pa.Table:
 
 def _shards(todo: pa.Table, listing: Sequence[FileState]) -> Iterator[Shard]:
     """Documents to do, cut into shards in the order of files and rows."""
-    chars, files = todo["chars"].to_numpy(), todo["file"].to_numpy()
+    files = todo["file"].to_numpy()
+    documents = todo.select(["row", "doc_id", "doc_hash", "held"])
+    for start, stop in pairwise(_cuts(todo["chars"].to_numpy())):
+        edges = [start, *(start + 1 + np.flatnonzero(np.diff(files[start:stop]))), stop]
+        yield Shard(tuple(Slice(listing[files[a]], documents[a:b].combine_chunks()) for a, b in pairwise(edges)))
+
+
+def _cuts(chars: np.ndarray) -> list[int]:
+    """Where shards begin, and the end: each of at most SHARD_DOCUMENTS and of a share of all characters, but never empty."""
     least, most = SHARD_CHARS
     room = min(max(int(chars.sum()) // SHARDS_AIMED_AT, least), most)
-    documents = todo.select(["row", "doc_id", "doc_hash", "held"])
-    start = held_chars = 0
-    for i in range(todo.num_rows + 1):
-        full = i < todo.num_rows and i > start and (held_chars + chars[i] > room or i - start >= SHARD_DOCUMENTS)
-        if full or (i == todo.num_rows and i > start):
-            edges = [start, *(start + 1 + np.flatnonzero(np.diff(files[start:i]))), i]
-            yield Shard(tuple(Slice(listing[files[a]], documents[a:b].combine_chunks()) for a, b in pairwise(edges)))
-            start, held_chars = i, 0
-        if i < todo.num_rows:
-            held_chars += int(chars[i])
+    cuts, filled = [0], 0
+    for i, length in enumerate(chars):
+        if i > cuts[-1] and (filled + length > room or i - cuts[-1] >= SHARD_DOCUMENTS):
+            cuts.append(i)
+            filled = 0
+        filled += int(length)
+    return [*cuts, len(chars)] if len(chars) else []
 
 
 def _count(mask: pa.Array) -> int:

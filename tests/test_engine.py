@@ -97,7 +97,7 @@ def test_documents_that_kill_or_fail_stand_alone_in_the_end_and_all_others_finis
 
 
 def test_workers_that_die_of_everything_end_the_work_with_one_error() -> None:
-    with Engine(Crew(most=1), Fragile, 1, deaths_in_a_row=3) as engine, pytest.raises(EngineError, match="died 4 times in a row"):
+    with Engine(Crew(most=1), Fragile, 1, deaths_in_a_row=3) as engine, pytest.raises(EngineError, match="died 6 times in a row"):
         list(engine.work([shard(*(f"deadly-{i}" for i in range(64)))]))
 
 
