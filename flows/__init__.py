@@ -8,12 +8,13 @@ Importing this package does not import Prefect, which takes seconds: only a run 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.server import configured_server, local_server, use_own_home
+from flows.server import configured_server, local_server
 from pipeline.config import Config
 from pipeline.schema import Report
 from pipeline.survey import OnProgress
@@ -29,16 +30,22 @@ def embed_as_flow(
     retry_quarantined: bool = False,
     allow_empty: bool = False,
 ) -> Report:
-    """Run the flow `embed` in this process; without a configured server Prefect starts one for as long as it takes."""
-    if not configured_server():
-        use_own_home(config.parent)
-    from flows.embed import embed, watcher
+    """Run the flow `embed` in this process, on the configured server or on one started for as long as it takes."""
+    # The terminal has the bars and the one line of an error; Prefect's own log is on the flow run's page.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    with local_server(config.parent):
+        from prefect.logging.handlers import APILogHandler
 
-    token = watcher.set(on_progress)
-    try:
-        return embed(str(config), dict(overrides), reason="by hand", retry_quarantined=retry_quarantined, allow_empty=allow_empty)
-    finally:
-        watcher.reset(token)
+        from flows.embed import embed, watcher
+
+        token = watcher.set(on_progress)
+        try:
+            return embed(
+                str(config), dict(overrides), reason="by hand", retry_quarantined=retry_quarantined, allow_empty=allow_empty
+            )
+        finally:
+            watcher.reset(token)
+            APILogHandler().flush()  # while the server is still there
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import httpx
 from pipeline.errors import EngineError
 
 PORT = 4200  # Prefect's own
-START_S = 120  # a busy machine took 22 s; Prefect's own limit of 20 s for an ephemeral server is too short
+ANSWER_S = 10
+START_S = 120  # a busy machine took 22 s
 
 
 def configured_server() -> str:
@@ -34,12 +35,10 @@ def configured_server() -> str:
     return str(profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL", ""))
 
 
-def use_own_home(folder: Path) -> None:
-    """Prefect's state below data/, its telemetry off, its servers patient and quiet. Before Prefect is imported."""
+def _use_own_home(folder: Path) -> None:
+    """Prefect's state below data/, its telemetry off, its server quiet. Before Prefect is imported."""
     settings = {
         "PREFECT_HOME": str(folder / "data" / "prefect"),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_S),
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -47,29 +46,41 @@ def use_own_home(folder: Path) -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # without it the server waits for its database in vain
+
+
+def _require_answer(address: str) -> None:
+    """Raises EngineError where nobody answers at a server's API address."""
+    try:
+        httpx.get(f"{address}/health", timeout=ANSWER_S)
+    except httpx.HTTPError as error:
+        raise EngineError(
+            f"the Prefect server at {address} does not answer ({error}): start it, or unset PREFECT_API_URL to run without one"
+        ) from None
 
 
 @contextmanager
 def local_server(folder: Path) -> Iterator[str]:
     """The address of the configured server, or of one started here and stopped at the end. Raises EngineError where it does not come up."""
     if configured := configured_server():
+        _require_answer(configured)
         yield configured.removesuffix("/api")
         return
-    use_own_home(folder)
+    _use_own_home(folder)
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     environment = os.environ | {"PREFECT_SERVER_UI_API_URL": f"{address}/api"}
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     log_path = Path(os.environ["PREFECT_HOME"]) / "server.log"
     with log_path.open("ab") as log:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        # A session of its own: Ctrl-C reaches the runner first, the server is stopped when that is done.
+        # A session of its own: Ctrl-C does not reach it, so what is under way can still be reported.
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
         try:
             _wait_until_up(server, address, log_path)
             yield address
         finally:
+            del os.environ["PREFECT_API_URL"]
             server.terminate()
             server.wait(timeout=30)
 

@@ -119,9 +119,10 @@ def test_no_config_is_one_line_with_the_next_step(tmp_path: Path) -> None:
     )
 
 
-def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(desk: Desk) -> None:
+@pytest.mark.parametrize("way", [[], ["--flow"]], ids=["directly", "as a flow"])
+def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(way: list[str], desk: Desk) -> None:
     desk.write("a.jsonl", [{"id": str(i), "text": words(*([100 + i] * 5_000))} for i in range(400)])
-    command = [LATENT, "run", "--verbose", "--chunk.tokens=1000", "--ray.workers=1"]
+    command = [LATENT, "run", "--verbose", "--chunk.tokens=1000", "--ray.workers=1", *way]
     # A group of its own, signalled whole: as a terminal does it.
     with subprocess.Popen(command, cwd=desk.folder, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         seen = []

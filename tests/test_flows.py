@@ -69,6 +69,14 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
             httpx.get(f"{address}/api/health")
 
 
+def test_a_server_that_does_not_answer_is_one_line(desk: Desk) -> None:
+    for command in ("run", "serve"):
+        environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+        done = subprocess.run([LATENT, command], cwd=desk.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert re.fullmatch(r"error: the Prefect server at http://127.0.0.1:9/api does not answer .*: start it, .*\n", done.stderr)
+
+
 def test_run_goes_through_prefect_where_a_server_is_configured_and_reports_there(served: Served) -> None:
     done = subprocess.run(
         [LATENT, "run", "--json"], cwd=served.desk.folder, env=served.environment, capture_output=True, text=True, check=False
