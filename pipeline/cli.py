@@ -52,7 +52,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def main() -> None:
     """Entry point of the `latent` script."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell without job control starts background jobs with it ignored
+        signal.signal(number, signal.default_int_handler)
     arguments = _pull_settings(sys.argv[1:])
     as_json = "--json" in arguments
     try:
