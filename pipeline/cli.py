@@ -157,7 +157,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
     for column in grid.columns:
         column.no_wrap = True
     for row in found.runs:
-        counts = json.loads(str(row["report"]))["documents"]
+        counts = row["report"]["documents"]
         told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
         grid.add_row(
             str(row["run_id"]), str(row["status"]), f"{row['started_at']:%Y-%m-%d %H:%M:%S}", str(row["table_version"]), told

@@ -6,9 +6,11 @@ what was expected.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +51,7 @@ class Status:
     quarantined: dict[str, int]  # reason → documents
     indexes: list[str]
     recall: float | None  # measured by maintain; None: every search is exact
-    runs: list[dict[str, object]]  # newest first
+    runs: list[dict[str, Any]]  # newest first
 
 
 def verify(config: Config) -> list[Check]:
@@ -86,7 +88,7 @@ def status(config: Config, runs: int = 10) -> Status:
         quarantined=dict(Counter(kinds)),
         indexes=store.index_names(at.store),
         recall=tuning.recall if tuning else None,
-        runs=history.to_pylist(),
+        runs=[row | {"report": json.loads(row["report"])} for row in history.to_pylist()],
     )
 
 

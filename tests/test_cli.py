@@ -80,6 +80,7 @@ def test_status_verify_and_maintain_speak_json(lake: Desk) -> None:
     found = answer(latent(lake, "status", "--json"))
     assert (found["documents"], found["chunks"], found["quarantined"]) == (2, 2, {"text is null": 1})
     assert found["indexes"] == ["FTS on text, 0 rows behind"]
+    assert found["runs"][0]["report"]["documents"]["added"] == 2
     proof = answer(latent(lake, "verify", "--json"))
     assert proof["ok"]
     assert {"name", "ok", "detail"} == set(proof["checks"][0])

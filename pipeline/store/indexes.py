@@ -38,15 +38,17 @@ class Tuning:
 def maintain(store: Store, recall: float, *, full_text: bool) -> Tuning | None:
     """Bring indexes up to date, merge small fragments, drop versions older than KEEP_VERSIONS. Under the lease.
 
-    Returns the tuning of the vector index, None where the table is small enough to be searched exactly.
+    Returns the tuning of the vector index, None where searches are exact: the table is small, or no effort holds the recall.
     """
+    from lancedb.index import FTS, IvfRq
+
     with lance_errors(f"{store.label} cannot be maintained"):
         table = _connect(store)
         kinds = {index.index_type: index.name for index in table.list_indices()}
         if full_text and "FTS" not in kinds and table.count_rows():
-            table.create_fts_index("text", with_position=False)  # positions break compaction upstream
+            table.create_index("text", config=FTS(with_position=False))  # positions break compaction upstream
         if table.count_rows() >= EXACT_ROWS and "IvfRq" not in kinds:
-            table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_RQ")
+            table.create_index("vector", config=IvfRq(distance_type="cosine"))
         table.optimize(cleanup_older_than=KEEP_VERSIONS)
         for side in ("files", "runs", "quarantine"):
             if (beside := store.open(side)) is not None:
@@ -55,7 +57,7 @@ def maintain(store: Store, recall: float, *, full_text: bool) -> Tuning | None:
 
 
 def read_tuning(store: Store) -> Tuning | None:
-    """What maintain measured; None where there is no vector index."""
+    """What maintain measured; None where searches are exact."""
     text = store.opened().metadata.get(TUNING_KEY)
     return Tuning(**json.loads(text)) if text else None
 
@@ -78,10 +80,9 @@ def vector_search(store: Store, vector: np.ndarray, k: int, where: str | None, *
     query = table.search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(k)
     if where:
         query = query.where(where, prefilter=True)
-    if exact:
-        query = query.bypass_vector_index()
-    elif tuning := read_tuning(store):
-        query = query.nprobes(tuning.nprobes).refine_factor(tuning.refine_factor)
+    tuning = None if exact else read_tuning(store)
+    # An index whose recall was not measured is not used.
+    query = query.nprobes(tuning.nprobes).refine_factor(tuning.refine_factor) if tuning else query.bypass_vector_index()
     columns = [name for name in table.schema.names if name != "vector"]
     try:
         return query.select([*columns, "_distance"]).to_arrow()
@@ -101,8 +102,11 @@ def _connect(store: Store) -> Any:
     return database.open_table(store.name)
 
 
-def _tune(store: Store, recall: float) -> Tuning:
-    """The least effort that holds the recall on vectors drawn from the table, each asked for its neighbours but itself; else the greatest."""
+def _tune(store: Store, recall: float) -> Tuning | None:
+    """The least effort that holds the recall on vectors drawn from the table, each asked for its neighbours but itself.
+
+    None where the greatest effort does not: searches stay exact.
+    """
     table = store.opened()
     rows = np.sort(np.random.default_rng(SEED).choice(table.count_rows(), PROBES, replace=False))
     probes = np.stack(table.take(rows.tolist(), columns=["vector"])["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
@@ -111,11 +115,11 @@ def _tune(store: Store, recall: float) -> Tuning:
         for nprobes, refine in EFFORTS:
             found = [_neighbours(store, probe, nprobes, refine) for probe in probes]
             measured = float(np.mean([len(a & b) / max(len(a), 1) for a, b in zip(exact, found, strict=True)]))
-            tuning = Tuning(nprobes, refine, round(measured, 4))
-            if measured >= recall:
+            tuning = Tuning(nprobes, refine, round(measured, 4)) if measured >= recall else None
+            if tuning is not None:
                 break
         if read_tuning(store) != tuning:
-            table.update_metadata({TUNING_KEY: json.dumps(asdict(tuning))})
+            table.update_metadata({TUNING_KEY: json.dumps(asdict(tuning)) if tuning else None})
     return tuning
 
 

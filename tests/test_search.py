@@ -1,0 +1,73 @@
+"""Search over a table large enough for an index."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from conftest import Desk, words
+
+from pipeline import open_table, run
+from pipeline.errors import QueryError
+from pipeline.store import read_tuning
+from pipeline.survey import scene
+
+
+@pytest.fixture(scope="module")
+def large(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """52,000 passages: above the size up to which every search is exact."""
+    desk = desk_for(tmp_path_factory.mktemp("large"), metadata=["n"])
+    chance = random.Random(3)
+    texts = (words(*(chance.randrange(20, 500) for _ in range(8))) for _ in range(52_000))
+    desk.write("a.jsonl", [{"id": str(i), "text": text, "n": i % 100} for i, text in enumerate(texts)])
+    desk.embed()
+    return desk
+
+
+def shared_with_exact(desk: Desk) -> float:
+    """Of ten hits, how many exact search finds too, on average."""
+    table = open_table(desk.config_path)
+    found = [
+        {h.chunk_id for h in table.search(words(i, i + 1, i + 2), exact=exact)} for i in range(30, 60) for exact in (True, False)
+    ]
+    return sum(len(exact & indexed) for exact, indexed in zip(found[::2], found[1::2], strict=True)) / 30
+
+
+def test_maintain_tunes_an_index_for_the_stated_recall_and_search_uses_it(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_INDEX__RECALL", "0.8")
+    tuning = run.maintain(large.config)
+    assert tuning == read_tuning(scene(large.config).store)
+    assert tuning.recall >= 0.8
+    assert shared_with_exact(large) >= 7
+
+
+def test_where_no_effort_holds_the_recall_searches_stay_exact(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_INDEX__RECALL", "1.0")
+    tuning = run.maintain(large.config)
+    assert tuning == read_tuning(scene(large.config).store)
+    assert tuning is None or tuning.recall == 1
+    assert shared_with_exact(large) >= 9.9
+
+
+def test_rows_newer_than_the_index_are_found_at_once(large: Desk) -> None:
+    large.write("b.jsonl", [{"id": "new", "text": words(1, 2, 3), "n": 7}])
+    large.embed()
+    assert open_table(large.config_path).search(words(1, 2, 3), k=1)[0].doc_id == "new"
+
+
+def test_a_filter_is_applied_before_the_search(large: Desk) -> None:
+    hits = open_table(large.config_path).search(words(40, 41), k=20, where="n = 13")
+    assert len(hits) == 20
+    assert {hit.metadata["n"] for hit in hits} == {13}
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("query", "k", "where", "told"),
+    [("  ", 5, None, "empty"), ("w1", 0, None, "k = 0"), ("w1", 5, "n ==== 1", "n ==== 1"), ("w1", 5, "m = 1", "columns: .*n")],
+)
+def test_what_the_table_cannot_answer_is_one_line(large: Desk, query: str, k: int, where: str | None, told: str) -> None:
+    with pytest.raises(QueryError, match=told) as caught:
+        open_table(large.config_path).search(query, k, where)
+    assert "\n" not in str(caught.value)
