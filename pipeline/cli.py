@@ -30,6 +30,7 @@ from pipeline.schema import Progress, Report
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+)(?:=(.*))?", re.DOTALL)
 SAMPLE_FOLDER = "data/sample"
+WIDE = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
 SAMPLE_NOTE = "Settings of latent. Every key is shown; one left out has its default.\nThis file embeds the sample corpus: Python's own documentation."
 OWN_NOTE = "Settings of latent. Every key is shown; one left out has its default."
 
@@ -285,7 +286,7 @@ def _print(result: Any, as_json: bool, told: str, grid: Grid | None = None) -> N
         return
     sys.stdout.write(told + "\n")
     if grid is not None:
-        Console(soft_wrap=True).print(grid)
+        Console(width=None if sys.stdout.isatty() else WIDE).print(grid)
 
 
 def _fail(error: PipelineError, *, as_json: bool) -> None:
