@@ -12,20 +12,21 @@ checkpoint, and to resume is to plan again.
            source    files, buckets -> file states, document batches
            model     a model's name -> verified local files
            encode    texts -> unit vectors (torch, sentence-transformers)
-           store     the table: fragments, commits, lease, indexes (Lance)
+           store     the table: fragments, commits, lease, history, indexes (Lance)
            engine    shards over workers (Ray)
     join   survey    look before doing: list, sight, plan
            estimate  tokens and time of a plan
            worker    what one worker does with a shard
            ledger    receipts -> commits, and the counts of a run
-           run       the use-cases: plan, embed, maintain
-           verify    proof that the table is right; status
+           run       the use-cases: plan, embed, maintain, rollback
+           verify    proof that the table is right
+           status    where the table stands: versions, runs
            search    retrieval
            init      a first config for your documents
            sample    Python's own documentation as a corpus
            cli       commands
 
-Follow one document: survey.survey -> plan.make_plan -> worker.Worker.embed -> ledger.Ledger.commit -> store.commit_rows.
+Follow one document: survey.survey -> plan.make_plan -> worker.Worker.embed -> ledger.Ledger.commit -> store.commit.
 """
 
 from pipeline.config import Config, load

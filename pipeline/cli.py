@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error in one line, 2 wrong usage, 130 stopped by a sign
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import re
@@ -30,6 +31,7 @@ from pipeline.schema import Progress, Report
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+)(?:=(.*))?", re.DOTALL)
 SAMPLE_FOLDER = "data/sample"
+STAMP = "%Y-%m-%d %H:%M:%S"
 WIDE = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
 SAMPLE_NOTE = "Settings of latent. Every key is shown; one left out has its default.\nThis file embeds the sample corpus: Python's own documentation."
 OWN_NOTE = "Settings of latent. Every key is shown; one left out has its default."
@@ -147,22 +149,20 @@ def run(
 
 @app.command()
 def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
-    """Show what the table holds, its indexes and its last runs.
+    """Show what the table holds, its indexes, its last runs and the versions that can be gone back to.
 
     Example: latent status
     """
-    from pipeline import verify as checks
+    from pipeline.status import status as use_case
 
-    found = checks.status(load(config, overrides))
-    grid = Grid("run", "status", "started", "version", "documents", box=None)
-    for column in grid.columns:
-        column.no_wrap = True
+    found = use_case(load(config, overrides))
+    runs = _grid("run", "status", "started", "version", "documents")
     for row in found.runs:
-        counts = row["report"]["documents"]
-        told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
-        grid.add_row(
-            str(row["run_id"]), str(row["status"]), f"{row['started_at']:%Y-%m-%d %H:%M:%S}", str(row["table_version"]), told
-        )
+        told = ", ".join(f"{n} {what}" for what, n in row["report"]["documents"].items() if n)
+        runs.add_row(row["run_id"], row["status"], f"{row['started_at']:{STAMP}}", str(row["table_version"]), told)
+    versions = _grid("version", "made", "run", "what")
+    for v in found.versions:
+        versions.add_row(str(v.version), f"{v.made_at.astimezone(dt.UTC):{STAMP}}", v.run_id or "", v.what)
     lines = [
         f"{found.table}, version {found.version}",
         f"{found.documents} documents in {found.chunks} chunks from {found.files} files",
@@ -171,7 +171,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
         f"indexes: {'; '.join(found.indexes) or 'none: every search is exact'}"
         + (f"; measured recall@10 {found.recall}" if found.recall else ""),
     ]
-    _print(found, as_json, "\n".join(lines), grid)
+    _print(found, as_json, "\n".join(lines), runs, versions)
 
 
 @app.command()
@@ -216,17 +216,41 @@ def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
 
 @app.command()
 def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
-    """Update indexes, merge small fragments, drop versions older than 14 days.
+    """Update indexes, merge small fragments, drop versions superseded 14 days ago and files that killed runs left behind.
 
     Example: latent maintain
     """
     from pipeline import run as use_case
 
-    tuning = use_case.maintain(load(config, overrides))
-    told = (
-        f"vector index: nprobes {tuning.nprobes}, recall@10 {tuning.recall}" if tuning else "no vector index: every search is exact"
+    done = use_case.maintain(load(config, overrides))
+    told = "no vector index: every search is exact"
+    if done.tuning:
+        told = f"vector index: nprobes {done.tuning.nprobes}, recall@10 {done.tuning.recall}"
+    _print(
+        done, as_json, f"{told}\n{done.versions_dropped} versions dropped, {done.files_removed} files of unfinished runs removed"
     )
-    _print({"tuning": asdict(tuning) if tuning else None}, as_json, told)
+
+
+@app.command()
+def rollback(
+    to: Annotated[str, typer.Argument(help="A version's number, or a run: the table becomes what it was when that run had ended.")],
+    *,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Make the table what it was, file states and quarantine included. The present state stays, as a version to go back to.
+
+    Example: latent rollback 12
+    """
+    from pipeline import run as use_case
+
+    done = use_case.rollback(load(config, overrides), to)
+    _print(
+        done,
+        as_json,
+        f"version {done.table_version} is as version {done.restored} was: {done.documents} documents in {done.chunks} chunks\n"
+        "next: latent run takes up what the source changed since",
+    )
 
 
 @app.command()
@@ -278,14 +302,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _print(result: Any, as_json: bool, told: str, grid: Grid | None = None) -> None:
+def _grid(*columns: str) -> Grid:
+    grid = Grid(*columns, box=None)
+    for column in grid.columns:
+        column.no_wrap = True
+    return grid
+
+
+def _print(result: Any, as_json: bool, told: str, *grids: Grid) -> None:
     """The result on stdout: one JSON object, or for people."""
     if as_json:
         plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         sys.stdout.write(json.dumps(plain, default=str) + "\n")
         return
     sys.stdout.write(told + "\n")
-    if grid is not None:
+    for grid in grids:
         Console(width=None if sys.stdout.isatty() else WIDE).print(grid)
 
 

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from pipeline import store
 from pipeline.engine import Casualty, Finished
 from pipeline.errors import PipelineError
-from pipeline.schema import FILES, QUARANTINE, RUNS, ChunkCounts, DocumentCounts, Receipt, Report
-from pipeline.store import Lease
+from pipeline.schema import QUARANTINE, RUNS, ChunkCounts, DocumentCounts, Receipt, Report
+from pipeline.store import Change, Lease, Side
 from pipeline.survey import Outlook, Scene, report_of, same_rows
 from pipeline.worker import quarantine_rows
 
@@ -38,12 +38,14 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "encode", "write"), 0.0))
 
     def __post_init__(self) -> None:
-        self.base = self.version = int(self.at.store.opened().version)
+        self.base = self.version = self.outlook.table_version or 1  # just created
         self.started_at = dt.datetime.now(dt.UTC)
         self.total = sum(map(len, self.outlook.plan.shards))
         self.lost = QUARANTINE.empty_table()  # quarantined by workers in this run
+        self._sides: dict[Side, pa.Table] = {"files": self.outlook.survey.recorded, "quarantine": self.outlook.survey.quarantine}
         self._pending: list[Receipt] = []
         self._replaced: list[pa.Array] = []
+        self._tried = set[tuple[str, str]]()  # id and file of documents that workers are through with
         self._undone = Counter[str]()  # documents to do, by file
         for shard in self.outlook.plan.shards:
             for piece in shard.slices:
@@ -61,6 +63,7 @@ class Ledger:
         fresh = documents.filter(pc.invert(stale))
         self._undone.subtract(fresh["source_file"].to_pylist())
         self._replaced.append(fresh.filter(fresh["held"])["doc_id"].combine_chunks())
+        self._tried |= set(zip(fresh["doc_id"].to_pylist(), fresh["source_file"].to_pylist(), strict=True))
         self._pending.append(outcome)
         self.lost = pa.concat_tables([self.lost, outcome.quarantined])
         self.embedded += fresh.num_rows - outcome.quarantined.num_rows
@@ -85,30 +88,22 @@ class Ledger:
         )
 
     def commit(self, *, last: bool = False) -> list[str]:
-        """Make what is pending visible, then record quarantine and file states; returns the shards' names.
+        """Make what is pending visible, with the file states and the quarantine that go with it; returns the shards' names.
 
         Deletions go last: their vectors are reused until then, and no document that moved is among them.
         """
-        plan, run_id = self.outlook.plan, self.lease.run_id
-        replaced = pa.concat_arrays([pa.array([], pa.string()), *self._replaced, *([plan.deleted] if last else [])])
+        replaced = pa.concat_arrays([pa.array([], pa.string()), *self._replaced, *([self.outlook.plan.deleted] if last else [])])
         shards = [receipt.shard for receipt in self._pending]
         fragments = [f for receipt in self._pending for f in receipt.fragments]
-        if fragments or len(replaced):
-            done = store.commit_rows(
-                self.at.store, self.lease, fragments=fragments, replaced=replaced, shards=shards, since=self.version
-            )
+        target: dict[Side, pa.Table] = {"files": self._files(last=last), "quarantine": self._quarantine(last=last)}
+        sides = {side: rows for side, rows in target.items() if not same_rows(rows, self._sides[side], rows.schema)}
+        if fragments or len(replaced) or sides:
+            done = store.commit(self.at.store, self.lease, Change(fragments, replaced, shards, sides), since=self.version)
             self.version = done.version
             self.counts["deleted"] += done.rows_deleted
             log.info("version %d: %d rows in, %d out", done.version, done.rows_added, done.rows_deleted)
+        self._sides |= sides
         self._pending, self._replaced = [], []
-        quarantine = pa.concat_tables([plan.quarantined, self.lost])
-        self.lease.check()
-        if not same_rows(quarantine, store.read_side(self.at.store, "quarantine"), QUARANTINE):
-            store.replace_side(self.at.store, "quarantine", quarantine, run_id)
-        if last or not len(plan.deleted):
-            files = self._files()
-            if not same_rows(files, store.read_side(self.at.store, "files"), FILES):
-                store.replace_side(self.at.store, "files", files, run_id)
         return shards
 
     def commit_if_possible(self) -> None:
@@ -152,11 +147,28 @@ class Ledger:
             "table_version": self.version,
             "report": json.dumps(asdict(self.report())),
         }
-        store.write_run(self.at.store, pa.Table.from_pylist([row], schema=RUNS))
+        store.write_runs(self.at.store, pa.Table.from_pylist([row], schema=RUNS))
 
-    def _files(self) -> pa.Table:
-        """File states, those of files with documents still to do as they were."""
+    def _files(self, *, last: bool) -> pa.Table:
+        """File states: new where a file waits for nothing, else as they were."""
         target, recorded = self.outlook.plan.files, self.outlook.survey.recorded
+        new = target.filter(pc.invert(self._waits(target["path"], last=last)))
+        return pa.concat_tables([new, recorded.filter(self._waits(recorded["path"], last=last))])
+
+    def _quarantine(self, *, last: bool) -> pa.Table:
+        """Quarantine: as planned where a file waits for nothing, else as it was, without the documents that workers are through with."""
+        planned, recorded = self.outlook.plan.quarantined, self.outlook.survey.quarantine
+        if last:
+            return pa.concat_tables([planned, self.lost])
+        told = planned.filter(pc.invert(self._waits(planned["source_file"], last=False)))
+        earlier = recorded.filter(self._waits(recorded["source_file"], last=False))
+        keys = zip(earlier["doc_id"].to_pylist(), earlier["source_file"].to_pylist(), strict=True)
+        untried = earlier.filter(pa.array([key not in self._tried for key in keys], pa.bool_()))
+        return pa.concat_tables([told, untried, self.lost])
+
+    def _waits(self, paths: pa.ChunkedArray, *, last: bool) -> pa.Array:
+        """Whether a file has documents still to do. All have while deletions are still to be made."""
+        if len(self.outlook.plan.deleted) and not last:
+            return pa.array([True] * len(paths), pa.bool_())
         undone = pa.array([path for path, count in self._undone.items() if count > 0], pa.string())
-        done = target.filter(pc.invert(pc.is_in(target["path"], value_set=undone)))
-        return pa.concat_tables([done, recorded.filter(pc.is_in(recorded["path"], value_set=undone))])
+        return pc.is_in(paths, value_set=undone)

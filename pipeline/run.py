@@ -1,4 +1,4 @@
-"""The use-cases: plan, embed, maintain. Here the rooms meet.
+"""The use-cases: plan, embed, maintain, rollback. Here the rooms meet.
 
 `embed` is the whole job: survey the source, plan, give shards to workers, commit their receipts in groups, record file states. Run it again after
 any crash: what was committed is found unchanged, the rest is done. With nothing to do it starts no Ray, loads no model, writes nothing.
@@ -10,18 +10,18 @@ import datetime as dt
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline import store
 from pipeline.config import Config
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, QueryError
 from pipeline.estimate import estimate
 from pipeline.ledger import Ledger
-from pipeline.schema import FILES, Progress, Report
-from pipeline.store import Lease, Tuning
-from pipeline.survey import OnProgress, Outlook, Scene, report_of, same_rows, scene, survey
+from pipeline.schema import Progress, Report
+from pipeline.store import Store, Tuning
+from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
 
 MakeEngine = Callable[[Crew, MakeWorker, int], Engine]
@@ -69,7 +69,7 @@ def embed(
         report = report_of(run_id, outlook, outlook.plan.documents)
         return replace(report, seconds=round(time.perf_counter() - started, 2))
     store.create(at.store, at.spec, outlook.metadata)
-    with Lease(at.store, run_id) as lease:
+    with store.sole_writer(at.store, run_id) as lease:
         scene(config)  # another run may have made the table first, with another spec
         if _moved_on(at, outlook):
             outlook = look()
@@ -82,10 +82,7 @@ def embed(
 
 def _moved_on(at: Scene, outlook: Outlook) -> bool:
     """Whether another run committed between the survey and the lease."""
-    version = outlook.table_version or 1  # just created
-    return bool(at.store.opened().version != version) or not same_rows(
-        store.read_side(at.store, "files"), outlook.survey.recorded, FILES
-    )
+    return bool(at.store.opened().version != (outlook.table_version or 1))  # 1: just created
 
 
 def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> None:
@@ -126,9 +123,52 @@ def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> N
                 committed = time.monotonic()
 
 
-def maintain(config: Config) -> Tuning | None:
-    """Indexes, compaction, old versions: see `store.maintain`. Raises TableBusy while a run is writing."""
-    at = scene(config)
-    at.store.opened()
-    with Lease(at.store, new_run_id()):
-        return store.maintain(at.store, config.index.recall, full_text=config.index.full_text)
+@dataclass(frozen=True)
+class Maintained:
+    """What `maintain` did."""
+
+    tuning: Tuning | None  # of the vector index; None: every search is exact
+    versions_dropped: int  # of all tables
+    files_removed: int  # written by runs that never committed them
+
+
+def maintain(config: Config) -> Maintained:
+    """Indexes, compaction, then what is kept no longer: see `store.history`. Raises TableBusy while a run is writing."""
+    place = store_of(config)
+    place.opened()
+    with store.sole_writer(place, new_run_id()) as lease:
+        orphans = store.leftovers(place)
+        tuning = store.update_indexes(place, config.index.recall, full_text=config.index.full_text)
+        return Maintained(tuning, *store.clean_up(place, lease, orphans))
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """What `rollback` did."""
+
+    run_id: str  # of the rollback itself
+    restored: int  # the version the table is as it was at
+    table_version: int  # the new version that is so
+    documents: int
+    chunks: int
+
+
+def rollback(config: Config, to: str) -> RolledBack:
+    """Make the table, file states and quarantine included, what it was at a version, or when a run had ended.
+
+    Nothing is lost by it: the present state stays as a version like the others. Raises QueryError where there is no such run or version, TableBusy.
+    """
+    place = store_of(config)
+    place.opened()
+    version = _version_of(place, to)
+    run_id = new_run_id()
+    with store.sole_writer(place, run_id) as lease:
+        done = store.restore(place, lease, version, f"rollback to version {version}")
+        return RolledBack(run_id, version, done, store.state_of(place).held.num_rows, place.opened().count_rows())
+
+
+def _version_of(place: Store, to: str) -> int:
+    runs = {row["run_id"]: row["table_version"] for row in store.read_runs(place).to_pylist() if row["status"] != "running"}
+    if not to.isdigit() and to not in runs:
+        raise QueryError(f"no run {to!r} of {place.label}: give a version's number or a run, 'latent status' lists both")
+    return int(runs.get(to, to))

@@ -13,6 +13,9 @@ from typing import Literal
 
 import pyarrow as pa
 
+# Lance's primary-key mark, without which concurrent upserts double rows.
+KEY = {"lance-schema:unenforced-primary-key": "true"}
+
 # --- documents and chunks -------------------------------------------------------------------------------------------
 
 # What a reader yields, metadata columns behind. `row` counts from 0 within the file. Where `problem` is set the
@@ -69,8 +72,8 @@ QUARANTINE = pa.schema(
 
 RUNS = pa.schema(
     [
-        pa.field("run_id", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # running | done | interrupted | failed
+        pa.field("run_id", pa.string(), nullable=False, metadata=KEY),
+        pa.field("status", pa.string(), nullable=False),  # running | done | interrupted | failed | died
         pa.field("started_at", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("finished_at", pa.timestamp("us", "UTC")),
         pa.field("table_version", pa.int64()),
@@ -80,15 +83,11 @@ RUNS = pa.schema(
 
 
 def table_schema(spec: Spec, metadata: pa.Schema) -> pa.Schema:
-    """Schema of the main table: one row a chunk.
-
-    `chunk_id` carries Lance's primary-key mark, without which concurrent upserts by other writers could double rows.
-    """
+    """Schema of the main table: one row a chunk."""
     value = {"float32": pa.float32(), "float16": pa.float16()}[spec.vector]
-    key = {"lance-schema:unenforced-primary-key": "true"}
     return pa.schema(
         [
-            pa.field("chunk_id", pa.string(), nullable=False, metadata=key),
+            pa.field("chunk_id", pa.string(), nullable=False, metadata=KEY),
             pa.field("doc_id", pa.string(), nullable=False),
             pa.field("chunk_index", pa.int32(), nullable=False),
             pa.field("text", pa.string(), nullable=False),

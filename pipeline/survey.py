@@ -58,8 +58,26 @@ class Scene:
         return Crew(ray.address, least, most, ray.cpus_per_worker, ray.gpus_per_worker)
 
 
+def store_of(config: Config) -> Store:
+    """Where the config's table lies."""
+    return Store(config.table.uri, config.table.name, config.table.storage_options)
+
+
 def scene(config: Config) -> Scene:
-    """Resolve and verify the model and compare its spec with the table's. Raises ModelError, SpecMismatch."""
+    """The config resolved, and its spec compared with the table's. Raises ModelError, SpecMismatch."""
+    at = resolved(config)
+    held = store.spec_of(at.store)
+    if held is not None and replace(held, model=at.spec.model) != at.spec:  # the digest names the model, its label may change
+        differences = "; ".join(held.differences(at.spec))
+        raise SpecMismatch(
+            f"{at.store.label} holds vectors of {held}, config asks for {at.spec} ({differences}): "
+            "set the config back, or set [table] name to a new table"
+        )
+    return at
+
+
+def resolved(config: Config) -> Scene:
+    """Find and verify the model. Raises ModelError."""
     settings = config.model
     local = model.resolve(settings.name, settings.revision, settings.sha256, trust_remote_code=settings.trust_remote_code)
     spec = Spec(
@@ -72,15 +90,7 @@ def scene(config: Config) -> Scene:
         precision=actual_precision(settings.precision),
         vector=config.table.vector,
     )
-    place = Store(config.table.uri, config.table.name, config.table.storage_options)
-    held = store.spec_of(place)
-    if held is not None and replace(held, model=spec.model) != spec:  # the digest names the model, its label may change
-        differences = "; ".join(held.differences(spec))
-        raise SpecMismatch(
-            f"{place.label} holds vectors of {held}, config asks for {spec} ({differences}): "
-            "set the config back, or set [table] name to a new table"
-        )
-    return Scene(config, place, local, spec)
+    return Scene(config, store_of(config), local, spec)
 
 
 @dataclass(frozen=True)
@@ -113,10 +123,9 @@ def survey(
     origin = source.locate(settings.uri)
     listing = source.list_files(origin, settings.format)
     files = listing.files
-    table = at.store.open()
-    recorded, quarantine = store.read_side(at.store, "files"), store.read_side(at.store, "quarantine")
-    held = store.held_documents(at.store)
-    if not files and (table is None or (held.num_rows and not allow_empty)):
+    state = store.state_of(at.store)
+    held, recorded, quarantine = state.held, state.files, state.quarantine
+    if not files and (state.version is None or (held.num_rows and not allow_empty)):
         kinds = f" ({len(listing.ignored)} of unknown kind, such as {listing.ignored[0]})" if listing.ignored else ""
         stored = f"; the table holds {held.num_rows} documents, --allow-empty deletes them" if held.num_rows else ""
         raise SourceError(f"source {source.shown(settings.uri)}: no files{kinds}: check [source] uri and format{stored}")
@@ -136,11 +145,10 @@ def survey(
         reopened |= contested(pa.concat_tables(sightings), held, quarantine, changes.unchanged)
         changes = compare_files(files, recorded, reading, reopened)
     result = Survey(files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined)
-    version = None if table is None else int(table.version)
     done = make_plan(result, run_id)
     pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
     return Outlook(
-        done, replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()), metadata, version, listing.ignored
+        done, replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()), metadata, state.version, listing.ignored
     )
 
 

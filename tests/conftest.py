@@ -30,12 +30,15 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("model"))
+
+
+def save_small_model(folder: Path) -> Path:
     """A real sentence-transformers model that loads in milliseconds: 16 random numbers a word."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    folder = tmp_path_factory.mktemp("model")
     words = ["[UNK]", *(f"w{i}" for i in range(500)), *".,:;!?"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -106,12 +109,14 @@ class Desk:
         return run.embed(self.config, **({"engine": HereAndNow} | options))
 
     def table(self) -> pa.Table:
-        return survey.scene(self.config).store.opened().to_table()
+        return survey.store_of(self.config).opened().to_table()
 
     def side(self, name: str) -> list[dict[str, object]]:
-        from pipeline.store import read_side
+        from pipeline.store import read_runs, state_of
 
-        return read_side(survey.scene(self.config).store, name).to_pylist()
+        place = survey.store_of(self.config)
+        rows = read_runs(place) if name == "runs" else getattr(state_of(place), name)
+        return list(rows.to_pylist())
 
     def rows(self) -> dict[tuple[str, int], tuple[object, ...]]:
         """(doc_id, chunk_index) → text, metadata, source_file. Fails where a row stands twice."""

@@ -16,7 +16,7 @@ import pytest
 from conftest import Desk, words
 
 LATENT = str(Path(sys.executable).with_name("latent"))
-COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "serve")
+COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "rollback", "serve")
 
 
 def latent(desk: Desk, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
@@ -76,7 +76,7 @@ def test_plan_has_the_keys_of_run(lake: Desk) -> None:
 
 
 def test_status_verify_and_maintain_speak_json(lake: Desk) -> None:
-    assert answer(latent(lake, "maintain", "--json")) == {"tuning": None}
+    assert answer(latent(lake, "maintain", "--json")) == {"tuning": None, "versions_dropped": 0, "files_removed": 0}
     found = answer(latent(lake, "status", "--json"))
     assert (found["documents"], found["chunks"], found["quarantined"]) == (2, 2, {"text is null": 1})
     assert found["indexes"] == ["FTS on text, 0 rows behind"]
@@ -85,6 +85,15 @@ def test_status_verify_and_maintain_speak_json(lake: Desk) -> None:
     assert proof["ok"]
     assert {"name", "ok", "detail"} == set(proof["checks"][0])
     assert latent(lake, "verify").stdout.count("ok  ") == len(proof["checks"])
+
+
+def test_rollback_takes_a_version_or_a_run_and_says_where_the_table_is(lake: Desk) -> None:
+    runs = answer(latent(lake, "status", "--json"))["runs"]
+    assert answer(latent(lake, "rollback", "1", "--json"))["documents"] == 0
+    assert answer(latent(lake, "rollback", runs[0]["run_id"], "--json"))["documents"] == 2
+    done = latent(lake, "rollback", "last week")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: no run 'last week' of table 'docs'")
 
 
 def test_a_setting_can_be_overridden_by_flag_and_variable(lake: Desk) -> None:

@@ -36,7 +36,7 @@ def shared_with_exact(desk: Desk) -> float:
 
 def test_maintain_tunes_an_index_for_the_stated_recall_and_search_uses_it(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENT_INDEX__RECALL", "0.8")
-    tuning = run.maintain(large.config)
+    tuning = run.maintain(large.config).tuning
     assert tuning == read_tuning(scene(large.config).store)
     assert tuning.recall >= 0.8
     assert shared_with_exact(large) >= 7
@@ -44,7 +44,7 @@ def test_maintain_tunes_an_index_for_the_stated_recall_and_search_uses_it(large:
 
 def test_where_no_effort_holds_the_recall_searches_stay_exact(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENT_INDEX__RECALL", "1.0")
-    tuning = run.maintain(large.config)
+    tuning = run.maintain(large.config).tuning
     assert tuning == read_tuning(scene(large.config).store)
     assert tuning is None or tuning.recall == 1
     assert shared_with_exact(large) >= 9.9

@@ -1,35 +1,67 @@
-"""The table: open, state, fragments, commit, lease, indexes, search. The only room with Lance in it.
+"""The table: open, state, fragments, commit, lease, history, indexes, search. The only room with Lance in it.
 
-What a reader sees at any instant is one version of the table, in which each document is whole: all its chunks before a change, or all
-after it. Workers write fragments that no version names. One writer, under the lease, makes a version that takes replaced rows out and fragments
-in. Each commit carries its name in the version's transaction, and is looked for there before it is tried again, since Lance would
-apply it twice. What a killed run leaves behind are fragments nobody sees; `maintain` removes them once they are a week old.
+The promise. **A reader** who opens the table at any instant sees one version of it, in which each document is whole: all its chunks as they were
+before a change, or all as they are after it; never twice, never half, and not missing while the source holds it. File states and quarantine change in the same
+instant, for a version names those that belong to it. **After a crash**, at any point and of any process, that still holds, and the next run does what
+was left: what had been committed is found unchanged, what had not is invisible. **A retry** of a commit whose answer was lost finds it there by its name, since
+Lance would apply it twice. **Two runs at once**: one has the lease, the other stops before it writes. A holder that was paused and succeeded meanwhile cannot
+commit: its successor's fence conflicts with it, on a disk as on an object store, whatever the clocks say.
 
-`tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out; `indexes` builds, tunes and searches.
+Not promised: rows that other programs write to these tables (a run that meets them stops; `verify` names them), side tables opened by themselves (their newest
+version may be ahead of the main table's by one commit), file systems without atomic rename or stores without conditional put, a table whose files are copied
+while a run writes.
+
+`tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out; `history` goes back and cleans up; `indexes` builds, tunes and searches.
 """
 
-from pipeline.store.commits import Commit, commit_rows, vectors_of, write_fragments
-from pipeline.store.indexes import Tuning, index_names, maintain, read_tuning, vector_search
+from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
+from pipeline.store.history import Version, clean_up, foreign_changes, leftovers, restore, sole_writer, versions
+from pipeline.store.indexes import Index, Tuning, indexes, missed_by_indexes, read_tuning, update_indexes, vector_search
 from pipeline.store.lease import Lease
-from pipeline.store.tables import Store, create, held_documents, metadata_fields, read_side, replace_side, spec_of, write_run
+from pipeline.store.tables import (
+    Side,
+    State,
+    Store,
+    create,
+    lance_errors,
+    metadata_fields,
+    read_runs,
+    rows_committed,
+    spec_of,
+    state_of,
+    write_runs,
+)
 
 __all__ = [
+    "Change",
     "Commit",
+    "Index",
     "Lease",
+    "Side",
+    "State",
     "Store",
     "Tuning",
-    "commit_rows",
+    "Version",
+    "clean_up",
+    "commit",
     "create",
-    "held_documents",
-    "index_names",
-    "maintain",
+    "foreign_changes",
+    "indexes",
+    "lance_errors",
+    "leftovers",
     "metadata_fields",
-    "read_side",
+    "missed_by_indexes",
+    "read_runs",
     "read_tuning",
-    "replace_side",
+    "restore",
+    "rows_committed",
+    "sole_writer",
     "spec_of",
+    "state_of",
+    "update_indexes",
     "vector_search",
     "vectors_of",
+    "versions",
     "write_fragments",
-    "write_run",
+    "write_runs",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import lance
@@ -11,21 +13,41 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lance import LanceDataset, LanceOperation, Transaction
-from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
 from pipeline.errors import StoreError
 from pipeline.schema import digest
 from pipeline.store.lease import Lease
-from pipeline.store.tables import Store, lance_errors
+from pipeline.store.tables import Side, Store, lance_errors, named, naming, write_side
 
-ATTEMPTS = 5  # at a commit that conflicts; under the lease only index builds and renewals by hand can
+log = logging.getLogger("pipeline")
+ATTEMPTS = 5  # at a commit whose fate is not known, or that conflicts: under the lease, with an index build by another program
+PAUSE_S = 0.2  # before the second attempt, twice as long before each that follows
+MESSAGE = "lance.commit.message"
+CHANGES_ROWS = (
+    LanceOperation.Append,
+    LanceOperation.Delete,
+    LanceOperation.Merge,
+    LanceOperation.Overwrite,
+    LanceOperation.Restore,
+    LanceOperation.Update,
+)
 ROWS_PER_FRAGMENT = 1 << 20  # Lance's default; shards stay far below
 
 
 @dataclass(frozen=True)
+class Change:
+    """What one commit does: rows, file states and quarantine, all or nothing."""
+
+    fragments: Sequence[str]
+    replaced: pa.Array  # doc_ids whose present rows go
+    shards: Sequence[str]
+    sides: Mapping[Side, pa.Table]  # side tables as they are to be; those left out stay as they are
+
+
+@dataclass(frozen=True)
 class Commit:
-    """The version that made fragments visible."""
+    """The version that made a change visible."""
 
     version: int
     rows_added: int
@@ -52,42 +74,51 @@ def write_fragments(store: Store, rows: pa.Table) -> tuple[str, ...]:
     return tuple(json.dumps(f.to_json()) for f in fragments)
 
 
-def commit_rows(
-    store: Store, lease: Lease, *, fragments: Iterable[str], replaced: pa.Array, shards: Sequence[str], since: int
-) -> Commit:
-    """Take all rows of the `replaced` documents (by doc_id) out and the fragments in, as one version.
+def commit(store: Store, lease: Lease, change: Change, since: int) -> Commit:
+    """Make a change the newest version of the table.
 
-    Named by the run and its shards: if a version after `since` carries that name, the commit is there already (its answer was lost) and
-    is not applied twice. Where another change came between, the deletions are found anew on the newest version.
+    `since` is the version the change was planned on. Raises StoreError where another program changed rows after it, TableBusy where the lease
+    is lost; nothing is committed then. The commit carries a name, made of the run and what it changes: where a version after `since` has
+    that name, the commit is there already (its answer was lost) and is not made twice.
     """
-    new = [FragmentMetadata.from_json(text) for text in fragments]
+    names = named(store.opened()) | {side: write_side(store, side, rows) for side, rows in change.sides.items()}
+    new = [FragmentMetadata.from_json(text) for text in change.fragments]
     added = sum(f.physical_rows for f in new)
-    name = digest(json.dumps([lease.run_id, sorted(shards), sorted(replaced.to_pylist())]).encode())
-    properties = {
-        "latent.run": lease.run_id,
-        "latent.commit": name,
-        "latent.shards": json.dumps(list(shards)),
-        "lance.commit.message": f"latent run {lease.run_id}: {len(shards)} shards, {added} rows in",
-    }
+    key = [lease.run_id, sorted(change.shards), sorted(change.replaced.to_pylist()), sorted(names.items())]
+    name = digest(json.dumps(key).encode())
     for attempt in range(ATTEMPTS):
         table = store.opened()
-        if (version := _applied(table, name, since)) is not None:
+        lease.check()  # after the table was opened: whoever takes the lease from here on fences this commit out
+        if (version := _since(store, table, since, name)) is not None:
             return Commit(version, added, 0)
-        operation, deleted = _replacement(table, new, replaced)
-        lease.check()
+        operation, deleted = _replacement(table, new, change.replaced)
+        rows = table.count_rows() + added - deleted
+        properties = naming(names) | {
+            "latent.run": lease.run_id,
+            "latent.commit": name,
+            "latent.rows": str(rows),
+            MESSAGE: f"{added} rows in, {deleted} out",
+        }
         try:
-            with lance_errors(f"{store.label}: commit failed"):
-                done = LanceDataset.commit(
-                    table,
-                    Transaction(table.version, operation, transaction_properties=properties),
-                    storage_options=dict(store.storage_options) or None,
-                    max_retries=0,
-                )
-            return Commit(done.version, added, deleted)
+            version = make_version(store, table, operation, properties)
         except StoreError as error:
-            if attempt + 1 == ATTEMPTS or not isinstance(error.__cause__, CommitConflictError):
+            # It may be there nonetheless: look again. A permanent failure ends after a few seconds.
+            if attempt + 1 == ATTEMPTS:
                 raise
+            log.warning("commit, attempt %d: %s", attempt + 1, error)
+            time.sleep(PAUSE_S * 2**attempt)
+            continue
+        lease.check()
+        return Commit(version, added, deleted)
     raise AssertionError("unreachable")
+
+
+def make_version(store: Store, table: LanceDataset, operation: LanceOperation.BaseOperation, properties: dict[str, str]) -> int:
+    """One transaction on the table as it was opened. Raises StoreError; where another came first, from CommitConflictError."""
+    with lance_errors(f"{store.label}: commit failed"):
+        transaction = Transaction(table.version, operation, transaction_properties=properties)
+        options = dict(store.storage_options) or None
+        return int(LanceDataset.commit(table, transaction, storage_options=options, max_retries=0).version)
 
 
 def vectors_of(store: Store, hashes: Sequence[str], versions: Iterable[int | None]) -> dict[str, np.ndarray]:
@@ -107,12 +138,17 @@ def vectors_of(store: Store, hashes: Sequence[str], versions: Iterable[int | Non
     return found
 
 
-def _applied(table: LanceDataset, name: str, since: int) -> int | None:
-    """The version after `since` whose transaction carries this name."""
-    for version in range(since + 1, table.version + 1):
+def _since(store: Store, table: LanceDataset, since: int, name: str) -> int | None:
+    """The version after `since` that carries this name. Raises StoreError where one changed rows and carries another."""
+    for version in range(since + 1, int(table.version) + 1):
         transaction = table.read_transaction(version)
-        if transaction is not None and (transaction.transaction_properties or {}).get("latent.commit") == name:
+        if (transaction.transaction_properties or {}).get("latent.commit") == name:
             return version
+        if isinstance(transaction.operation, CHANGES_ROWS):
+            kind = type(transaction.operation).__name__
+            raise StoreError(
+                f"{store.label} was changed by another program (version {version}, {kind}): nothing more is committed; run again"
+            )
     return None
 
 

@@ -9,21 +9,38 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import QueryError, StoreError
 from pipeline.store.tables import Store, lance_errors
 
 TUNING_KEY = "latent.tuning"
 EXACT_ROWS = 50_000  # 384 dimensions: exact search takes some 80 ms here
-KEEP_VERSIONS = dt.timedelta(days=14)  # how long a past version can be read; the record of commits lives as long
+NEVER = dt.timedelta(days=36_500)
 PROBES = 200  # vectors drawn from the table to measure recall with
 EFFORTS = ((20, 5), (40, 10), (80, 20), (160, 40), (320, 80))  # (nprobes, refine_factor), cheapest first
 SEED = 20
+QUERY_CHARS = 200
+EVERY_PART = 1_000_000  # as nprobes: no index has as many
+WORDS = re.compile(r"[A-Za-z]{6,40}|\d\d")  # a text with one of these is more than stop words
+
+
+@dataclass(frozen=True)
+class Index:
+    """A search structure on the table."""
+
+    kind: str
+    columns: tuple[str, ...]
+    behind: int | None  # rows newer than it: searched one by one
+
+    def __str__(self) -> str:
+        return f"{self.kind} on {', '.join(self.columns)}, {'?' if self.behind is None else self.behind} rows behind"
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,8 @@ class Tuning:
     recall: float
 
 
-def maintain(store: Store, recall: float, *, full_text: bool) -> Tuning | None:
-    """Bring indexes up to date, merge small fragments, drop versions older than KEEP_VERSIONS. Under the lease.
+def update_indexes(store: Store, recall: float, *, full_text: bool) -> Tuning | None:
+    """Bring indexes up to date, merge small fragments, and measure. Under the lease.
 
     Returns the tuning of the vector index, None where searches are exact: the table is small, or no effort holds the recall.
     """
@@ -49,10 +66,7 @@ def maintain(store: Store, recall: float, *, full_text: bool) -> Tuning | None:
             table.create_index("text", config=FTS(with_position=False))  # positions break compaction upstream
         if table.count_rows() >= EXACT_ROWS and "IvfRq" not in kinds:
             table.create_index("vector", config=IvfRq(distance_type="cosine"))
-        table.optimize(cleanup_older_than=KEEP_VERSIONS)
-        for side in ("files", "runs", "quarantine"):
-            if (beside := store.open(side)) is not None:
-                beside.cleanup_old_versions(KEEP_VERSIONS)
+        table.optimize(cleanup_older_than=NEVER)  # versions are dropped by `history.clean_up`
     return _tune(store, recall) if table.count_rows() >= EXACT_ROWS else None
 
 
@@ -62,16 +76,44 @@ def read_tuning(store: Store) -> Tuning | None:
     return Tuning(**json.loads(text)) if text else None
 
 
-def index_names(store: Store) -> list[str]:
-    """Kind and coverage of each index, as 'FTS on text, 0 rows behind'."""
+def indexes(store: Store) -> list[Index]:
+    """The indexes of the table."""
     with lance_errors(f"{store.label}: its indexes cannot be read"):
         table = _connect(store)
-        lines = []
-        for index in table.list_indices():
-            stats = table.index_stats(index.name)
-            behind = stats.num_unindexed_rows if stats else "?"
-            lines.append(f"{index.index_type} on {', '.join(index.columns)}, {behind} rows behind")
-    return lines
+        stats = [(index, table.index_stats(index.name)) for index in table.list_indices()]
+    return [Index(index.index_type, tuple(index.columns), s.num_unindexed_rows if s else None) for index, s in stats]
+
+
+def missed_by_indexes(store: Store, sample: int) -> list[str]:
+    """Rows that a search through an index cannot find, as 'chunk_id (kind)'.
+
+    The vector index is asked for all rows at once, of all its parts; the full-text index for `sample` rows by their own words.
+    """
+    kinds = {index.kind for index in indexes(store)}
+    with lance_errors(f"{store.label}: its indexes cannot be read"):
+        table = _connect(store)
+        count = table.count_rows()
+        missed: list[str] = []
+        if "IvfRq" in kinds and count:
+            columns = store.opened().to_table(columns=["chunk_id"])["chunk_id"]
+            probe = store.opened().take([0], columns=["vector"])["vector"].to_pylist()[0]
+            query = table.search(probe, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(count)
+            found = query.nprobes(EVERY_PART).select(["chunk_id", "_distance"]).to_arrow()["chunk_id"]
+            unseen = columns.filter(pc.invert(pc.is_in(columns, value_set=found.combine_chunks())))
+            missed += [f"{name} (vector)" for name in unseen.to_pylist()]
+        if "FTS" in kinds and count:
+            rows = np.sort(np.random.default_rng(SEED).choice(count, min(sample, count), replace=False)).tolist()
+            for row in store.opened().take(rows, columns=["chunk_id", "text"]).to_pylist():
+                if WORDS.search(row["text"][:QUERY_CHARS]) and not _finds(table, row["chunk_id"], row["text"][:QUERY_CHARS]):
+                    missed.append(f"{row['chunk_id']} (full text)")
+    return missed
+
+
+def _finds(table: Any, chunk_id: str, text: str) -> bool:
+    """Whether a full-text search finds a row by its own words."""
+    quoted = chunk_id.replace("'", "''")
+    query = table.search(text, query_type="fts").where(f"chunk_id = '{quoted}'", prefilter=True).limit(1)
+    return bool(query.select(["chunk_id", "_score"]).to_arrow().num_rows)
 
 
 def vector_search(store: Store, vector: np.ndarray, k: int, where: str | None, *, exact: bool = False) -> pa.Table:

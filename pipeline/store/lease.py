@@ -1,13 +1,16 @@
 """One writer at a time, without a service: a lease in the metadata of the table of runs.
 
 Two takers that start from the same version conflict in Lance, on a disk as on S3, so one of them loses. The holder renews it in the
-background. A holder on this machine whose process is gone is succeeded at once, any other when its time has run out.
+background. A holder on this machine whose process is gone is succeeded at once. Any other is succeeded when its time has run out by this
+machine's clock and it was then silent for WATCH_S: clocks that differ or jump cost time, never a lease. The lease alone is no fence: a paused holder
+may wake up inside a commit. Who succeeds another therefore fences the main table before anything else (`history.sole_writer`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -23,9 +26,11 @@ from lance.commit import CommitConflictError
 from pipeline.errors import StoreError, TableBusy
 from pipeline.store.tables import Store, lance_errors
 
+log = logging.getLogger("pipeline")
 KEY = "latent.lease"
-LEASE_S = 120.0  # a holder on another machine is succeeded after this long in silence
+LEASE_S = 120.0  # a holder on another machine is not succeeded before it has been silent this long
 RENEW_S = LEASE_S / 4
+WATCH_S = RENEW_S * 1.5  # longer than a living holder is ever silent
 
 
 @dataclass(frozen=True)
@@ -33,25 +38,31 @@ class _Holder:
     run_id: str
     machine: str
     pid: int
-    expires: float  # seconds since 1970, by the holder's clock
+    expires: float  # seconds since 1970, by the holder's clock; another number after each renewal
 
     @property
-    def alive(self) -> bool:
-        if self.machine == _machine() and not _process_exists(self.pid):
-            return False
-        return time.time() < self.expires
+    def gone(self) -> bool:
+        return self.machine == _machine() and not _process_exists(self.pid)
+
+    @property
+    def fresh(self) -> bool:
+        """Renewed lately, if the clocks agree."""
+        return 0 < self.expires - time.time() <= LEASE_S
 
 
 class Lease:
-    """Held while in the `with` block. Raises TableBusy on entry where another run holds it."""
+    """Held while in the `with` block. Raises TableBusy on entry where another run holds it.
+
+    `unfenced` is the run that held it last and did not give it back: it must be fenced out, and None be put here. Until then this lease is not given back
+    either, so that the next to take it knows.
+    """
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.run_id = run_id
+        self.unfenced: str | None = None
         self._store = store
-        self._lost = threading.Event()
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._expires = 0.0
 
     def __enter__(self) -> Self:
         self._take()
@@ -61,50 +72,67 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._renewer.join()
+        if self.unfenced is not None:
+            return
         with contextlib.suppress(StoreError, CommitConflictError):
             table = self._open()
-            if (holder := _holder(table)) is not None and holder.run_id == self.run_id:
+            if self._ours(_holder(table)):
                 self._write(table, None)
 
     def check(self) -> None:
-        """Raises TableBusy where the lease is no longer ours."""
+        """Raises TableBusy where another run has taken the lease."""
         holder = _holder(self._open())
-        if self._lost.is_set() or holder is None or holder.run_id != self.run_id or time.time() > self._expires:
-            self._lost.set()
+        if not self._ours(holder):
             raise TableBusy(
                 f"{self._store.label}: the lease was lost to run {holder.run_id if holder else '?'}: nothing more is committed; run again"
             )
 
     def _take(self) -> None:
-        for _ in range(3):
+        silent: _Holder | None = None  # watched, and dead by all signs
+        for _ in range(4):
             table = self._open()
             holder = _holder(table)
-            if holder is not None and holder.run_id != self.run_id and holder.alive:
+            if holder is None or self._ours(holder) or holder.gone or holder == silent:
+                with contextlib.suppress(CommitConflictError):
+                    self._hold(table)
+                    self.unfenced = None if holder is None or self._ours(holder) else holder.run_id
+                    return
+            elif holder.fresh or not self._silent(holder):
                 raise TableBusy(
                     f"{self._store.label} is being written by run {holder.run_id} (process {holder.pid} on {holder.machine.split('/')[0]}): "
                     "wait for it, or stop it"
                 )
-            with contextlib.suppress(CommitConflictError):
-                self._hold(table)
-                return
+            else:
+                silent = holder
         raise TableBusy(f"{self._store.label}: several runs are starting at once: wait, and run again")
+
+    def _silent(self, holder: _Holder) -> bool:
+        """Watch a lease that has run out by our clock: whether its holder gives no sign of life."""
+        log.warning(
+            "run %s on %s seems to have died: watching its lease for %.0f s", holder.run_id, holder.machine.split("/")[0], WATCH_S
+        )
+        until = time.monotonic() + WATCH_S
+        while time.monotonic() < until:
+            time.sleep(min(WATCH_S / 10, 1.0))
+            if _holder(self._open()) != holder:
+                return False
+        return True
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
                 table = self._open()
-                holder = _holder(table)
-                if holder is None or holder.run_id != self.run_id:
-                    self._lost.set()
+                if not self._ours(_holder(table)):
                     return
                 self._hold(table)
             except (StoreError, CommitConflictError):
-                continue  # the next renewal may succeed; when none does, time runs out and check() says so
+                continue  # the next renewal may succeed; until another run takes the lease it is ours, however old
 
     def _hold(self, table: LanceDataset) -> None:
-        expires = time.time() + LEASE_S
-        self._write(table, json.dumps(asdict(_Holder(self.run_id, _machine(), os.getpid(), expires))))
-        self._expires = expires
+        self._write(table, json.dumps(asdict(_Holder(self.run_id, _machine(), os.getpid(), time.time() + LEASE_S))))
+
+    def _ours(self, holder: _Holder | None) -> bool:
+        return holder is not None and holder.run_id == self.run_id
 
     def _write(self, table: LanceDataset, value: str | None) -> None:
         update = LanceOperation.UpdateConfig(table_metadata_updates=LanceOperation.UpdateMap({KEY: value}))
@@ -130,9 +158,10 @@ def _holder(table: LanceDataset) -> _Holder | None:
 
 
 def _machine() -> str:
-    """This host and process namespace: process ids mean something only within it."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()}/{namespace.readlink() if namespace.exists() else ''}"
+    """This host, its kernel since it booted, and the process namespace: process ids mean something only within it."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    known = (boot.read_text().strip(), namespace.readlink()) if boot.exists() and namespace.exists() else ()
+    return "/".join((socket.gethostname(), *map(str, known)))
 
 
 def _process_exists(pid: int) -> bool:

@@ -1,4 +1,8 @@
-"""The main table and those beside it: where they lie, what they hold."""
+"""The main table and those beside it: where they lie, what they hold.
+
+A version of the main table names, in its transaction's properties, the versions of `files` and `quarantine` that belong to it. So rows, file states
+and quarantine change in one instant, with the main table's commit. A side table's own newest version may be ahead for a moment, or after a crash.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,10 @@ from pipeline.errors import StoreError
 from pipeline.schema import FILES, HELD, OWN_COLUMNS, QUARANTINE, RUNS, Spec, table_schema
 
 SPEC_KEY = b"latent.spec"
-Side = Literal["files", "runs", "quarantine"]
-SIDES: dict[Side, pa.Schema] = {"files": FILES, "runs": RUNS, "quarantine": QUARANTINE}
+NAMING = "latent.side."  # property of a commit: the version of a side table that belongs to it
+Side = Literal["files", "quarantine", "runs"]
+SIDES: dict[Side, pa.Schema] = {"files": FILES, "quarantine": QUARANTINE, "runs": RUNS}
+NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table, in one commit; runs are a diary
 
 
 @dataclass(frozen=True)
@@ -44,20 +50,28 @@ class Store:
                     return None
                 raise
 
-    def opened(self) -> lance.LanceDataset:
-        """The newest version of the main table. Raises StoreError where there is none."""
-        if (table := self.open()) is None:
+    def opened(self, version: int | None = None) -> lance.LanceDataset:
+        """The main table, its newest version by default. Raises StoreError where there is none."""
+        if (table := self.open(version=version)) is None:
             raise StoreError(f"no {self.label}: run 'latent run' first, or set [table] uri and name")
         return table
 
 
 def create(store: Store, spec: Spec, metadata: pa.Schema) -> None:
-    """Make the tables that are not there yet. The spec stands in the main table's schema metadata."""
+    """Make the tables, unless the main one is there. The spec stands in the main table's schema metadata.
+
+    Side tables left behind by a main table that is gone are emptied: what they say of it would hide documents.
+    """
+    if store.open() is not None:
+        return
     schema = table_schema(spec, metadata).with_metadata({SPEC_KEY: spec.to_json().encode()})
-    for side, shape in ((None, schema), *SIDES.items()):
-        if store.open(side) is None:
-            with lance_errors(f"{store.label} cannot be created"), contextlib.suppress(FileExistsError):
-                _write(store, shape.empty_table(), side, mode="create")
+    with lance_errors(f"{store.label} cannot be created"):
+        if store.open("runs") is None:
+            with contextlib.suppress(FileExistsError):
+                _write(store, RUNS.empty_table(), "runs", mode="create")
+        names = {side: write_side(store, side, SIDES[side].empty_table()) for side in NAMED}
+        with contextlib.suppress(FileExistsError):
+            _write(store, schema.empty_table(), None, mode="create", properties=naming(names))
 
 
 def spec_of(store: Store) -> Spec | None:
@@ -76,34 +90,95 @@ def metadata_fields(store: Store) -> pa.Schema | None:
     return None if table is None else pa.schema([f for f in table.schema if f.name not in OWN_COLUMNS])
 
 
-def held_documents(store: Store) -> pa.Table:
-    """What the table holds: HELD, one row a document. Reads three columns, no vectors: about 20 M rows a second."""
+@dataclass(frozen=True)
+class State:
+    """What the table and those beside it hold at one version: one instant of it all."""
+
+    version: int | None  # None: there is no table yet
+    held: pa.Table  # HELD, one row a document
+    files: pa.Table  # FILES
+    quarantine: pa.Table  # QUARANTINE
+
+
+def state_of(store: Store) -> State:
+    """The newest state. Reads three columns of the main table, no vectors: about 20 M rows a second."""
     table = store.open()
     if table is None:
-        return HELD.empty_table()
+        return State(None, HELD.empty_table(), FILES.empty_table(), QUARANTINE.empty_table())
     with lance_errors(f"{store.label} cannot be read"):
-        return table.to_table(columns=HELD.names, filter="chunk_index = 0").cast(HELD)
+        held = table.to_table(columns=HELD.names, filter="chunk_index = 0").cast(HELD)
+    names = named(table)
+    return State(int(table.version), held, *(read_side(store, side, names) for side in NAMED))
 
 
-def read_side(store: Store, side: Side) -> pa.Table:
-    """A table beside the main one, empty where there is none yet."""
-    table = store.open(side)
+def named(table: lance.LanceDataset) -> dict[Side, int]:
+    """The versions of the side tables that belong to this version of the main table: named by the newest commit up to it.
+
+    None named (another program cleaned the commit away): nothing is known of any file, so the next run reads all of them again.
+    """
+    properties = properties_of(table, naming_version(table))
+    return {side: int(properties[NAMING + side]) for side in NAMED if NAMING + side in properties}
+
+
+def naming_version(table: lance.LanceDataset) -> int:
+    """The newest version up to this one whose commit names side tables; this one where there is none."""
+    for version in range(int(table.version), 0, -1):
+        try:
+            if NAMING + "files" in properties_of(table, version):
+                return version
+        except OSError:
+            break
+    return int(table.version)
+
+
+def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
+    """The properties of the transaction that made a version. Raises OSError where it is cleaned away."""
+    transaction = table.read_transaction(version)
+    return dict((transaction.transaction_properties if transaction else None) or {})
+
+
+def rows_committed(table: lance.LanceDataset) -> int | None:
+    """How many rows the table had after the newest commit of a run; None where that is not known."""
+    rows = properties_of(table, naming_version(table)).get("latent.rows")
+    return int(rows) if rows else None
+
+
+def naming(versions: Mapping[Side, int]) -> dict[str, str]:
+    """Properties with which a commit names the side tables that belong to it."""
+    return {NAMING + side: str(version) for side, version in versions.items()}
+
+
+def read_side(store: Store, side: Side, names: Mapping[Side, int]) -> pa.Table:
+    """A side table at the version named; empty where none is."""
+    table = store.open(side, names[side]) if side in names else None
     with lance_errors(f"{store.label} cannot be read"):
         return SIDES[side].empty_table() if table is None else table.to_table().cast(SIDES[side])
 
 
-def replace_side(store: Store, side: Side, rows: pa.Table, run_id: str) -> None:
-    """Put these rows in place of all others, in one version. Under the lease."""
+def write_side(store: Store, side: Side, rows: pa.Table) -> int:
+    """Put these rows in place of all others; returns the version, which counts once a commit names it. Under the lease."""
+    rows = rows.cast(SIDES[side])
     with lance_errors(f"{store.label}: {side} cannot be written"):
-        _write(store, rows.cast(SIDES[side]), side, mode="overwrite", properties={"latent.run": run_id})
+        if store.open(side) is None:
+            with contextlib.suppress(FileExistsError):
+                return int(_write(store, rows, side, mode="create").version)
+        return int(_write(store, rows, side, mode="overwrite").version)
 
 
-def write_run(store: Store, row: pa.Table) -> None:
-    """Insert the run, or put it in place of the row with its run_id."""
+def read_runs(store: Store) -> pa.Table:
+    """The table of runs (RUNS), newest first."""
+    table = store.open("runs")
+    with lance_errors(f"{store.label}: its runs cannot be read"):
+        rows = RUNS.empty_table() if table is None else table.to_table().cast(RUNS)
+    return rows.sort_by([("started_at", "descending"), ("run_id", "descending")])
+
+
+def write_runs(store: Store, rows: pa.Table) -> None:
+    """Insert runs, or put them in place of those with their run_id."""
     table = store.open("runs")
     with lance_errors(f"{store.label}: the run cannot be recorded"):
-        if table is not None:
-            table.merge_insert("run_id").when_matched_update_all().when_not_matched_insert_all().execute(row.cast(RUNS))
+        if table is not None and rows.num_rows:
+            table.merge_insert("run_id").when_matched_update_all().when_not_matched_insert_all().execute(rows.cast(RUNS))
 
 
 def _write(
@@ -126,10 +201,10 @@ def _write(
 
 @contextlib.contextmanager
 def lance_errors(what: str) -> Iterator[None]:
-    """Lance's OSError and ValueError → StoreError in one line, without the place in Lance's own source."""
+    """Lance's errors and lancedb's → StoreError in one line, without the place in their own source."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, FileExistsError):
             raise
         reason = re.sub(r",? ?/\S*\.rs:\d+.*", "", str(error).splitlines()[0] if str(error) else type(error).__name__)

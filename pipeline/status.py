@@ -1,0 +1,52 @@
+"""Where the table stands: what it holds, its versions, its runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline import store
+from pipeline.config import Config
+from pipeline.store import Version
+from pipeline.survey import scene
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the table stands."""
+
+    table: str
+    version: int
+    spec: dict[str, object]
+    documents: int
+    chunks: int
+    files: int
+    quarantined: dict[str, int]  # reason → documents
+    indexes: list[str]
+    recall: float | None  # measured by maintain; None: every search is exact
+    runs: list[dict[str, Any]]  # newest first
+    versions: list[Version]  # newest first
+
+
+def status(config: Config, count: int = 10) -> Status:
+    """What the table holds, how it is indexed, and its last runs and versions, so many of each."""
+    at = scene(config)
+    table = at.store.opened()
+    state = store.state_of(at.store)
+    tuning = store.read_tuning(at.store)
+    kinds = (reason.partition(":")[0] for reason in state.quarantine["reason"].to_pylist())
+    return Status(
+        table=at.store.label,
+        version=int(table.version),
+        spec=asdict(at.spec),
+        documents=state.held.num_rows,
+        chunks=table.count_rows(),
+        files=state.files.num_rows,
+        quarantined=dict(Counter(kinds)),
+        indexes=[str(index) for index in store.indexes(at.store)],
+        recall=tuning.recall if tuning else None,
+        runs=[row | {"report": json.loads(row["report"])} for row in store.read_runs(at.store)[:count].to_pylist()],
+        versions=store.versions(at.store, count),
+    )

@@ -1,0 +1,160 @@
+"""The table's past: its versions, the way back to one, and how long each is kept.
+
+A version stays for KEEP after it was superseded, however old it was then: a reader that opened the newest version has that long to finish, and a
+rollback that long to be decided. Tagged versions stay as long as their tag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import pyarrow as pa
+from lance import LanceDataset, LanceOperation
+from lance.file import LanceFileSession
+
+from pipeline.errors import StoreError
+from pipeline.store.commits import CHANGES_ROWS, MESSAGE, make_version
+from pipeline.store.lease import Lease
+from pipeline.store.tables import (
+    NAMED,
+    SIDES,
+    Side,
+    Store,
+    lance_errors,
+    named,
+    naming,
+    naming_version,
+    read_runs,
+    read_side,
+    write_runs,
+    write_side,
+)
+
+KEEP = dt.timedelta(days=14)
+FOREIGN = "by another program"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A state of the table that can be gone back to."""
+
+    version: int
+    made_at: dt.datetime
+    run_id: str | None  # None: an index, a compaction, or another program
+    what: str
+
+
+@contextlib.contextmanager
+def sole_writer(store: Store, run_id: str) -> Iterator[Lease]:
+    """The lease, and nobody else able to commit. Raises TableBusy where another run holds it.
+
+    A holder that did not give the lease back may be paused anywhere, even within a commit; the last commit of a run that failed may still be on its way
+    to an object store. So a restore of the newest version to itself is made as a fence: Lance refuses every change of rows that began on a version before it.
+    """
+    with Lease(store, run_id) as lease:
+        runs = read_runs(store).to_pylist()
+        doubtful = lease.unfenced or next((row["run_id"] for row in runs[:1] if row["status"] not in {"done", "interrupted"}), None)
+        if doubtful is not None:
+            restore(store, lease, int(store.opened().version), f"fence: run {doubtful} did not end well")
+            lease.unfenced = None
+        died = [row | {"status": "died"} for row in runs if row["status"] == "running"]
+        write_runs(store, pa.Table.from_pylist(died, schema=SIDES["runs"]))
+        yield lease
+
+
+def restore(store: Store, lease: Lease, version: int, message: str) -> int:
+    """Make the table, its file states and its quarantine what they were at a version; returns the new version.
+
+    Raises StoreError where the version is gone.
+    """
+    past = store.open(version=version)
+    if past is None:
+        raise StoreError(f"{store.label} has no version {version}: 'latent status' lists those that are kept")
+    names = named(past)
+    names = {side: _newest(store, side, names) for side in NAMED}
+    properties = naming(names) | {"latent.run": lease.run_id, "latent.rows": str(past.count_rows()), MESSAGE: message}
+    table = store.opened()
+    lease.check()
+    return make_version(store, table, LanceOperation.Restore(version), properties)
+
+
+def versions(store: Store, count: int | None = None) -> list[Version]:
+    """The newest versions, or all that are kept, newest first."""
+    table = store.opened()
+    with lance_errors(f"{store.label}: its versions cannot be read"):
+        return [_version(table, v["version"], v["timestamp"]) for v in table.versions()[::-1][:count]]
+
+
+def foreign_changes(store: Store) -> list[Version]:
+    """Changes of rows that no run made, among the versions that are kept."""
+    return [v for v in versions(store) if v.what.endswith(FOREIGN)]
+
+
+def leftovers(store: Store) -> frozenset[str]:
+    """Files of rows that no version names: what runs wrote and never committed."""
+    table = store.opened()
+    with lance_errors(f"{store.label}: its files cannot be listed"):
+        found = table.explain_cleanup_old_versions(
+            dt.timedelta(days=36_500), delete_unverified=True, include_files=True, max_files=1_000_000
+        )
+    below = f"{store.name}.lance/"
+    return frozenset(f.path.partition(below)[2] for f in found.candidate_files if f.unverified and f.kind in {"data", "deletion"})
+
+
+def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, int]:
+    """Drop what is kept no longer: versions of all tables past KEEP, and these files, unless a version names them by now.
+
+    The orphans were listed under this lease, behind its fence. So no run writes or commits them any more, however long this one was paused meanwhile.
+    Returns how many versions and files went.
+    """
+    with lance_errors(f"{store.label} cannot be cleaned up"):
+        lease.check()
+        table = store.opened()
+        expired = _expired(table)
+        kept = table.versions()[len(expired)]["version"]
+        oldest = store.opened(naming_version(store.opened(kept)))  # the commit that names the side tables of what is kept
+        dropped = _drop(table, [v for v in expired if v < oldest.version])
+        names = named(oldest)
+        for side in SIDES:
+            if (beside := store.open(side)) is not None:
+                dropped += _drop(beside, [v for v in _expired(beside) if v < names.get(side, beside.version)])
+        files = LanceFileSession(store.path(), storage_options=dict(store.storage_options) or None)
+        gone = orphans & leftovers(store)
+        for path in sorted(gone):
+            files.delete_file(path)
+    return dropped, len(gone)
+
+
+def _newest(store: Store, side: Side, names: dict[Side, int]) -> int:
+    """The version of a side table that has these contents and is its newest, so that other programs see the same."""
+    table = store.open(side)
+    if table is not None and names.get(side) == table.version:
+        return int(table.version)
+    return write_side(store, side, read_side(store, side, names))
+
+
+def _version(table: LanceDataset, version: int, made_at: dt.datetime) -> Version:
+    transaction = table.read_transaction(version)
+    properties = transaction.transaction_properties or {}
+    kind = type(transaction.operation).__name__
+    ours = any(key.startswith("latent.") for key in properties)
+    foreign = isinstance(transaction.operation, CHANGES_ROWS) and not ours
+    what = properties.get(MESSAGE) or ("created" if ours else f"{kind} {FOREIGN}" if foreign else kind)
+    return Version(version, made_at, properties.get("latent.run"), what)
+
+
+def _expired(table: LanceDataset) -> list[int]:
+    """Versions superseded longer than KEEP ago. Where the clock once ran backwards, fewer."""
+    before = dt.datetime.now(dt.UTC) - KEEP
+    past = list(takewhile(lambda v: v["timestamp"].astimezone(dt.UTC) <= before, table.versions()))
+    return [v["version"] for v in past[:-1]]  # the last of them was the newest within KEEP
+
+
+def _drop(table: LanceDataset, gone: Sequence[int]) -> int:
+    if not gone:
+        return 0
+    return int(table.cleanup_old_versions(versions=list(gone), error_if_tagged_old_versions=False).old_versions)
