@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 an error in one line, 2 wrong usage, 130 stopped by a sign
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import logging
 import re
@@ -162,7 +161,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
         runs.add_row(row["run_id"], row["status"], f"{row['started_at']:{STAMP}}", str(row["table_version"]), told)
     versions = _grid("version", "made", "run", "what")
     for v in found.versions:
-        versions.add_row(str(v.version), f"{v.made_at.astimezone(dt.UTC):{STAMP}}", v.run_id or "", v.what)
+        versions.add_row(str(v.version), f"{v.made_at:{STAMP}}", v.run_id or "", v.what)
     lines = [
         f"{found.table}, version {found.version}",
         f"{found.documents} documents in {found.chunks} chunks from {found.files} files",

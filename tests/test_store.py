@@ -88,7 +88,7 @@ def test_a_holder_that_was_succeeded_commits_nothing_wherever_it_slept(desk: Des
         opened = place.opened()  # asleep between the look at the lease and the commit
         time.sleep(0.3)
         with sole_writer(place, "successor"):
-            assert "run sleeper did not end well" in store.versions(place)[0].what
+            assert "run sleeper did not end well" in store.versions(place, 1)[0].what
             with pytest.raises(TableBusy, match="the lease was lost to run successor"):
                 store.commit(place, lease, change(*fragments), opened.version)
             operation, _ = raw._replacement(
@@ -113,7 +113,7 @@ def test_a_lease_from_the_future_is_watched_and_not_believed(place: Store, monke
     with Lease(place, "gone"), monkeypatch.context() as then:
         then.setattr(leases.time, "time", lambda now=time.time: now() - 7200)  # the clock fell back by two hours
         with sole_writer(place, "successor"):
-            assert "run gone did not end well" in store.versions(place)[0].what
+            assert "run gone did not end well" in store.versions(place, 1)[0].what
 
 
 def test_a_successor_that_could_not_fence_leaves_that_to_the_next(place: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_successor_that_could_not_fence_leaves_that_to_the_next(place: Store, 
     with monkeypatch.context() as then:
         then.setattr(leases, "_process_exists", lambda pid: False)
         with sole_writer(place, "successor"):
-            assert "run gone did not end well" in store.versions(place)[0].what
+            assert "run gone did not end well" in store.versions(place, 1)[0].what
 
 
 def test_after_a_run_that_failed_its_last_commit_can_no_longer_land(desk: Desk, place: Store) -> None:

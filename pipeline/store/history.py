@@ -36,6 +36,7 @@ from pipeline.store.tables import (
 
 KEEP = dt.timedelta(days=14)
 FOREIGN = "by another program"
+LOOKED_BACK = 1000  # versions that `verify` reads
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,16 @@ def restore(store: Store, lease: Lease, version: int, message: str) -> int:
     return make_version(store, table, LanceOperation.Restore(version), properties)
 
 
-def versions(store: Store, count: int | None = None) -> list[Version]:
-    """The newest versions, or all that are kept, newest first."""
+def versions(store: Store, count: int) -> list[Version]:
+    """The newest versions, newest first. Reads a manifest and a transaction each."""
     table = store.opened()
     with lance_errors(f"{store.label}: its versions cannot be read"):
-        return [_version(table, v["version"], v["timestamp"]) for v in table.versions()[::-1][:count]]
+        return [_version(table, ref["version"]) for ref in table.version_refs()[::-1][:count]]
 
 
 def foreign_changes(store: Store) -> list[Version]:
-    """Changes of rows that no run made, among the versions that are kept."""
-    return [v for v in versions(store) if v.what.endswith(FOREIGN)]
+    """Changes of rows that no run made, among the newest LOOKED_BACK versions."""
+    return [v for v in versions(store, LOOKED_BACK) if v.what.endswith(FOREIGN)]
 
 
 def leftovers(store: Store) -> frozenset[str]:
@@ -102,7 +103,7 @@ def leftovers(store: Store) -> frozenset[str]:
             dt.timedelta(days=36_500), delete_unverified=True, include_files=True, max_files=1_000_000
         )
     below = f"{store.name}.lance/"
-    return frozenset(f.path.partition(below)[2] for f in found.candidate_files if f.unverified and f.kind in {"data", "deletion"})
+    return frozenset(f.path.rpartition(below)[2] for f in found.candidate_files if f.unverified and f.kind in {"data", "deletion"})
 
 
 def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, int]:
@@ -115,7 +116,7 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
         lease.check()
         table = store.opened()
         expired = _expired(table)
-        kept = table.versions()[len(expired)]["version"]
+        kept = table.version_refs()[len(expired)]["version"]
         oldest = store.opened(naming_version(store.opened(kept)))  # the commit that names the side tables of what is kept
         dropped = _drop(table, [v for v in expired if v < oldest.version])
         names = named(oldest)
@@ -137,21 +138,26 @@ def _newest(store: Store, side: Side, names: dict[Side, int]) -> int:
     return write_side(store, side, read_side(store, side, names))
 
 
-def _version(table: LanceDataset, version: int, made_at: dt.datetime) -> Version:
+def _version(table: LanceDataset, version: int) -> Version:
     transaction = table.read_transaction(version)
     properties = transaction.transaction_properties or {}
     kind = type(transaction.operation).__name__
     ours = any(key.startswith("latent.") for key in properties)
     foreign = isinstance(transaction.operation, CHANGES_ROWS) and not ours
     what = properties.get(MESSAGE) or ("created" if ours else f"{kind} {FOREIGN}" if foreign else kind)
-    return Version(version, made_at, properties.get("latent.run"), what)
+    return Version(version, _made_at(table, version), properties.get("latent.run"), what)
+
+
+def _made_at(table: LanceDataset, version: int) -> dt.datetime:
+    made_at: dt.datetime = table.checkout_version(version).get_version()["timestamp"]
+    return made_at.astimezone(dt.UTC)
 
 
 def _expired(table: LanceDataset) -> list[int]:
     """Versions superseded longer than KEEP ago. Where the clock once ran backwards, fewer."""
     before = dt.datetime.now(dt.UTC) - KEEP
-    past = list(takewhile(lambda v: v["timestamp"].astimezone(dt.UTC) <= before, table.versions()))
-    return [v["version"] for v in past[:-1]]  # the last of them was the newest within KEEP
+    past = list(takewhile(lambda v: _made_at(table, v) <= before, (ref["version"] for ref in table.version_refs())))
+    return past[:-1]  # the last of them was the newest within KEEP
 
 
 def _drop(table: LanceDataset, gone: Sequence[int]) -> int:
