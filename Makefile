@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check serve clean
+.PHONY: run test check pins audit clean
 
 run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect flow, and three searches
 	$(BIN)/latent run --flow
@@ -10,10 +10,10 @@ run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect
 	  printf '\n> latent search "%s" -k 3\n' "$$query"; $(BIN)/latent search "$$query" -k 3 || exit 1; done
 	@printf '\nnext:\n  $(BIN)/latent status\n  $(BIN)/latent search "your question" --where "kind = '"'function'"'"\n  edit a file in data/sample, then make run: only its changed passages are encoded\n  $(BIN)/latent init PATH --config mine.toml    your own documents\n'
 
-test: .venv/ready  ## the whole suite, real engines
+test: .venv/ready-dev  ## the whole suite, real engines
 	$(BIN)/pytest
 
-check: .venv/ready  ## lint, format, types
+check: .venv/ready-dev  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -21,12 +21,27 @@ check: .venv/ready  ## lint, format, types
 data/sample: | .venv/ready
 	$(BIN)/latent init --sample
 
-.venv/ready: requirements.txt pyproject.toml
+# Hashes for every file of each version, so for any platform; `--no-deps`, so nothing comes in beside the list.
+.venv/ready: requirements.txt requirements-torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements.txt
+	$(BIN)/pip install --quiet --requirement requirements-torch.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt
+	touch $@
+
+PIN := UV_CUSTOM_COMPILE_COMMAND="make pins" uv pip compile --quiet --universal --generate-hashes --python-version 3.11
+pins:  ## requirements.txt and requirements-dev.txt from pyproject.toml: keeps versions that still fit; needs uv
+	$(PIN) --extra model --no-emit-package torch --output-file requirements.txt pyproject.toml
+	$(PIN) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+
+audit:  ## known vulnerabilities of what is pinned; needs pip-audit and the network
+	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-dev.txt
+	pip-audit --strict --disable-pip --no-deps --requirement requirements-torch.txt
 
 clean:  ## the environment and all data
 	rm -rf .venv data
