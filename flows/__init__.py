@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.server import configured_server, local_server
-from pipeline.config import Config
+from pipeline.config import Config, hand_down
 from pipeline.schema import Report
 from pipeline.survey import OnProgress
 
@@ -30,7 +30,10 @@ def embed_as_flow(
     retry_quarantined: bool = False,
     allow_empty: bool = False,
 ) -> Report:
-    """Run the flow `embed` in this process, on the configured server or on one started for as long as it takes."""
+    """Run the flow `embed` in this process, on the configured server or on one started for as long as it takes.
+
+    Prefect stores a flow's parameters: overrides that may hold credentials reach it as LATENT_ variables instead.
+    """
     # The terminal has the bars and the one line of an error; Prefect's own log is on the flow run's page.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with local_server(config.parent):
@@ -41,7 +44,7 @@ def embed_as_flow(
         token = watcher.set(on_progress)
         try:
             return embed(
-                str(config), dict(overrides), reason="by hand", retry_quarantined=retry_quarantined, allow_empty=allow_empty
+                str(config), hand_down(overrides), reason="by hand", retry_quarantined=retry_quarantined, allow_empty=allow_empty
             )
         finally:
             watcher.reset(token)
@@ -59,10 +62,13 @@ class Served:
 
 
 def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready: Callable[[Served], None]) -> None:
-    """Keep the nightly schedule alive until a signal; starts a server where none is configured, its state below data/."""
+    """Keep the nightly schedule alive until a signal; starts a server where none is configured, its state below data/.
+
+    Overrides go to its runs as `embed_as_flow` hands them on.
+    """
     with local_server(config.parent) as address:
         from flows.embed import serve_nightly
 
         schedule = settings.schedule
         on_ready(Served(address, schedule.nightly, schedule.timezone, f"nightly/{settings.table.name}"))
-        serve_nightly(config, settings, overrides)
+        serve_nightly(config, settings, hand_down(overrides))

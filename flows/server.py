@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, shown
 
 PORT = 4200  # Prefect's own
 ANSWER_S = 10
@@ -53,9 +53,9 @@ def _require_answer(address: str) -> None:
     """Raises EngineError where nobody answers at a server's API address."""
     try:
         httpx.get(f"{address}/health", timeout=ANSWER_S)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EngineError(
-            f"the Prefect server at {address} does not answer ({error}): start it, or unset PREFECT_API_URL to run without one"
+            f"the Prefect server at {shown(address)} does not answer ({error}): start it, or unset PREFECT_API_URL to run without one"
         ) from None
 
 
@@ -64,7 +64,12 @@ def local_server(folder: Path) -> Iterator[str]:
     """The address of the configured server, or of one started here and stopped at the end. Raises EngineError where it does not come up."""
     if configured := configured_server():
         _require_answer(configured)
-        yield configured.removesuffix("/api")
+        try:
+            yield shown(configured).removesuffix("/api")
+        except httpx.HTTPStatusError as error:
+            raise EngineError(
+                f"the Prefect server at {shown(configured)} answers {error.response.status_code}: check PREFECT_API_AUTH_STRING"
+            ) from None
         return
     _use_own_home(folder)
     port = _free_port()

@@ -25,11 +25,12 @@ from rich.progress import Progress as Bars
 from rich.table import Table as Grid
 
 from pipeline.config import Config, Source, load, render
-from pipeline.errors import ConfigError, Interrupted, PipelineError
+from pipeline.errors import ConfigError, Interrupted, PipelineError, shown
 from pipeline.schema import Progress, Report
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+)(?:=(.*))?", re.DOTALL)
 SAMPLE_FOLDER = "data/sample"
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # what a document may hold would be a command to the terminal
 STAMP = "%Y-%m-%d %H:%M:%S"
 WIDE = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
 SAMPLE_NOTE = "Settings of latent. Every key is shown; one left out has its default.\nThis file embeds the sample corpus: Python's own documentation."
@@ -92,7 +93,7 @@ def init(
     settings = sample_config() if path is None else config_for(path, folder)
     if not config.exists():
         config.write_text(render(settings, SAMPLE_NOTE if sample else OWN_NOTE), encoding="utf-8")
-    where = f"{documents} documents in {SAMPLE_FOLDER}" if sample else f"source: {settings.source.uri}"
+    where = f"{documents} documents in {SAMPLE_FOLDER}" if sample else f"source: {shown(settings.source.uri)}"
     _print(
         {"config": str(config), "documents": documents}, as_json, f"{where}\nconfig: {config}\nnext: latent plan, then latent run"
     )
@@ -314,7 +315,7 @@ def _print(result: Any, as_json: bool, told: str, *grids: Grid) -> None:
         plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         sys.stdout.write(json.dumps(plain, default=str) + "\n")
         return
-    sys.stdout.write(told + "\n")
+    sys.stdout.write(CONTROL.sub("\N{REPLACEMENT CHARACTER}", told) + "\n")
     for grid in grids:
         Console(width=None if sys.stdout.isatty() else WIDE).print(grid)
 
@@ -322,7 +323,8 @@ def _print(result: Any, as_json: bool, told: str, *grids: Grid) -> None:
 def _fail(error: PipelineError, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
-    words.print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", highlight=False, markup=False)
+    told = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(error))
+    words.print(f"{'' if isinstance(error, Interrupted) else 'error: '}{told}", highlight=False, markup=False)
 
 
 def _gist(text: str) -> str:

@@ -29,6 +29,9 @@ from pydantic_settings import (
 from pipeline.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(ge=1)]
+SECRET = frozenset(
+    {"source.uri", "table.uri", "table.storage_options"}
+)  # may hold credentials: not in a message, log, repr or flow run
 
 
 def _cron(value: str) -> str:
@@ -56,6 +59,15 @@ def _ordered(value: list[int]) -> list[int]:
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
 
 
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("values of one line, without control characters")  # the store's client would panic
+    return value
+
+
+OneLine = Annotated[str, AfterValidator(_one_line)]
+
+
 def _distinct(value: list[str]) -> list[str]:
     if len(set(value)) < len(value):
         raise ValueError("each column once")
@@ -69,7 +81,9 @@ class _Section(BaseModel):
 class Source(_Section):
     """The documents."""
 
-    uri: str = Field("docs/**/*.md", min_length=1, description="file, folder or glob; local path, s3://, gs://, abfs://")
+    uri: str = Field(
+        "docs/**/*.md", min_length=1, repr=False, description="file, folder or glob; local path, s3://, gs://, abfs://"
+    )
     format: Literal["auto", "parquet", "jsonl", "csv", "text", "markdown"] = Field(
         "auto", description="auto (by file name) | parquet | jsonl | csv | text | markdown; jsonl and csv also .gz, .zst"
     )
@@ -129,13 +143,16 @@ class Model(_Section):
 class Table(_Section):
     """The LanceDB table to keep true."""
 
-    uri: str = Field("data/lancedb", min_length=1, description="folder or object-store URI")
+    uri: str = Field("data/lancedb", min_length=1, repr=False, description="folder or object-store URI")
     name: str = Field(
         "docs", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name of the table; those beside it begin with it"
     )
     vector: Literal["float32", "float16"] = Field("float32", description="float32 | float16, as stored")
-    storage_options: dict[str, str] = Field(
-        {}, description="object-store options (region, endpoint, …); credentials are better left to the environment"
+    storage_options: dict[str, OneLine] = Field(
+        {},
+        repr=False,
+        description="object-store options (region, endpoint, …); "
+        "for secrets better a variable such as LATENT_TABLE__STORAGE_OPTIONS__AWS_SECRET_ACCESS_KEY",
     )
 
 
@@ -222,6 +239,15 @@ def load(path: str | Path = "config.toml", overrides: Mapping[str, Any] | None =
     return _anchored(Config(**dict(settings)), file)
 
 
+def hand_down(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Make LATENT_ variables of the overrides that may hold credentials, for this process and its children; returns the others."""
+    for dotted in SECRET & overrides.keys():
+        value = overrides[dotted]
+        parts = {f"{dotted}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {dotted: value}
+        os.environ.update({_variable(name): part for name, part in parts.items()})
+    return {dotted: value for dotted, value in overrides.items() if dotted not in SECRET}
+
+
 def render(config: Config, note: str = "") -> str:
     """The config as TOML, each key with its meaning, unit and default behind it. `note` goes on top as a comment."""
     lines = [f"# {line}".rstrip() for line in note.splitlines()]
@@ -242,6 +268,10 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _variable(dotted: str) -> str:
+    return f"LATENT_{dotted.replace('.', '__')}".upper()
+
+
 def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{'table.uri': 'x'} → {'table': {'uri': 'x'}}."""
     nested: dict[str, dict[str, Any]] = {}
@@ -255,11 +285,10 @@ def _explain(errors: list[ErrorDetails], file: Path, overriding: set[str]) -> st
     """One wrong setting: where it was set (the flags and variables in `overriding` win over the file), what was got, what is wanted."""
     error = errors[0]
     section, key = (*(str(part) for part in error["loc"][:2]), "")[:2]
-    flag, variable = f"{section}.{key}", f"LATENT_{section}__{key}".upper()
+    flag, variable = f"{section}.{key}", _variable(f"{section}.{key}")
     setters = [f"--{name}" for name in overriding if name == flag or (not key and name.startswith(flag))]
-    setters = setters or [
-        name for name in overriding if name.upper() == variable or (not key and name.upper().startswith(variable))
-    ]
+    within = f"{variable}__" if key else variable
+    setters = setters or [name for name in overriding if name.upper() == variable or name.upper().startswith(within)]
     where = ", ".join(sorted(setters)) or f"{file}: [{section}] {key}".rstrip()
     known = type(getattr(Config(), section)).model_fields if key else Config.model_fields
     if error["type"] == "extra_forbidden":
@@ -267,7 +296,8 @@ def _explain(errors: list[ErrorDetails], file: Path, overriding: set[str]) -> st
     wanted = " or ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for e in errors)
     if not key:
         return f"{where}: wanted {wanted}"
-    return f"{where}: got {error['input']!r}, wanted {wanted} ({known[key].description})"
+    got = "" if flag in SECRET else f"got {error['input']!r}, "
+    return f"{where}: {got}wanted {wanted} ({known[key].description})"
 
 
 def _anchored(config: Config, file: Path) -> Config:

@@ -127,13 +127,17 @@ class Engine:
         """Raises EngineError where Ray does not start or the cluster does not answer."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if self._crew.address == "local":
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody without the token in ~/.ray gives it work
+            # Ray listens on all interfaces, unless it takes this machine for one of those it makes no clusters of: then on loopback.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             with warnings.catch_warnings():
                 # Lance warns of forks. Ray's are followed by exec at once, and nothing of Lance runs in between.
                 warnings.filterwarnings("ignore", message=".*fork.*")
                 self._connect()
-        except (RuntimeError, ConnectionError, ValueError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # when its daemons come up too slowly, Ray raises just that
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise EngineError(f"Ray at {self._crew.address!r} does not start: {reason}: check [ray] address") from error
         self._hire()
         return self

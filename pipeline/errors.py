@@ -2,9 +2,17 @@
 
 Each message is one line: what happened, what was got, what was wanted, what to do next. The only argument is that
 string, so an error survives pickling between processes. `PipelineError` and its heirs end a command with exit code 1.
+What a library raises for one document ends no command: it becomes a `Failure`, which stands in quarantine.
 """
 
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
 from typing import ClassVar
+
+REASON_CHARS, TRACEBACK_CHARS = 300, 20_000  # kept in quarantine; an error may quote the whole document
 
 
 class PipelineError(Exception):
@@ -63,3 +71,36 @@ class QueryError(PipelineError):
 
 class Interrupted(PipelineError):
     """The run was stopped by a signal; what had been finished is committed."""
+
+
+def shown(uri: str) -> str:
+    """The URI as it may stand in a message: without the credentials it may carry before the host or in its query.
+
+    A secret may hold slashes and the like that were not written as %2F.
+    """
+    return re.sub(r"//([^/@:]+:.*|[^/@]*)@", "//", uri).partition("?")[0] if "://" in uri else uri
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one document could not be embedded, as quarantine holds it."""
+
+    reason: str  # one line
+    traceback: str | None = None
+
+    @staticmethod
+    def of(what: str, error: BaseException) -> Failure:
+        """What failed, and the error with its traceback: as text, since an exception keeps all it was raised among in memory."""
+        return Failure(one_line(f"{what}: {type(error).__name__}: {error}"), shortened("".join(traceback.format_exception(error))))
+
+
+def one_line(text: str) -> str:
+    """The first line that says something, of at most REASON_CHARS characters."""
+    line = next((line for line in text[: 10 * REASON_CHARS].splitlines() if line.strip()), "").strip()
+    return line if len(line) <= REASON_CHARS else f"{line[: REASON_CHARS - 1]}…"
+
+
+def shortened(text: str) -> str:
+    """Of a long traceback the beginning and the end, which tell where and what."""
+    half = TRACEBACK_CHARS // 2
+    return text if len(text) <= TRACEBACK_CHARS else f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"

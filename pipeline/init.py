@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import source
 from pipeline.config import Config, Source, Table
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, SourceError, shown
 from pipeline.source.formats import PLAIN, column_names, format_of
 
 ID_NAMES = ("id", "_id", "doc_id", "docid", "document_id", "uuid", "key", "url", "path", "filename", "name")
@@ -23,7 +23,9 @@ def config_for(path: str, folder: Path) -> Config:
     origin = source.locate(path if "://" in path else str(Path(path).resolve()))
     files = source.list_files(origin, "auto").files
     if not files:
-        raise SourceError(f"{path}: no parquet, jsonl, csv, text or markdown file in it: name a folder, file or glob that has some")
+        raise SourceError(
+            f"{shown(path)}: no parquet, jsonl, csv, text or markdown file in it: name a folder, file or glob that has some"
+        )
     tabular = [f for f in files if format_of(f.path) not in PLAIN]
     if not tabular:
         return Config(source=Source(uri=uri))

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import struct
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import ModelError
@@ -73,7 +73,7 @@ def _in_package(name: str) -> Path:
     if not roots:
         raise ModelError(f"model {name}: package {package!r} is not installed: pip install it, or name another model")
     folder = Path(roots[0]) / below
-    if not folder.is_dir():
+    if not _stays_below(below) or not folder.is_dir():
         raise ModelError(f"model {name}: package {package!r} has no folder {below!r}: check [model] name")
     return folder
 
@@ -174,7 +174,16 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         modules = None
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise ModelError(f"model {folder}: modules.json is damaged: download the model again")
+    if astray := [m["path"] for m in modules if not _stays_below(str(m.get("path", "")))]:
+        raise ModelError(
+            f"model {folder}: modules.json names {astray[0]!r}, outside of the model: only files of the model are read"
+        )
     return modules
+
+
+def _stays_below(path: str) -> bool:
+    """Whether a path from a name or a file of the model stays in the folder it is meant from."""
+    return not PurePath(path).is_absolute() and ".." not in PurePath(path).parts
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -49,8 +49,9 @@ class Table:
     def __init__(self, at: Scene) -> None:
         self._at = at
 
-    def search(self, query: str, k: int = 10, where: str | None = None, *, exact: bool = False) -> list[Hit]:
-        """The k nearest passages, nearest first. `where` is an SQL condition over the columns, applied before the search.
+    def search(self, query: str, k: int = 10, where: store.Condition | None = None, *, exact: bool = False) -> list[Hit]:
+        """The k nearest passages, nearest first. `where` is applied before the search: a mapping of columns to a value, or to a list of values
+        that will do, which never become SQL; or a string, which is SQL: put nothing into it that you would not run.
 
         `exact` passes by the index. Raises QueryError for an empty query, a k out of range, or a condition the table cannot evaluate.
         """
@@ -58,7 +59,7 @@ class Table:
             raise QueryError("the query is empty: give it a few words")
         return self.nearest(self.encode_query(query), k, where, exact=exact)
 
-    def nearest(self, vector: np.ndarray, k: int = 10, where: str | None = None, *, exact: bool = False) -> list[Hit]:
+    def nearest(self, vector: np.ndarray, k: int = 10, where: store.Condition | None = None, *, exact: bool = False) -> list[Hit]:
         """As `search`, for a vector (dim,)."""
         if not 1 <= k <= MOST_HITS:
             raise QueryError(f"k = {k}, wanted 1 to {MOST_HITS}")

@@ -17,7 +17,7 @@ from pipeline import model, source, store
 from pipeline.config import Config
 from pipeline.encode import actual_precision
 from pipeline.engine import Crew
-from pipeline.errors import SourceError, SpecMismatch, UnreadableFile
+from pipeline.errors import SourceError, SpecMismatch, UnreadableFile, shown
 from pipeline.plan import Plan, Survey, compare_files, contested, make_plan, shadowing
 from pipeline.schema import (
     FILES,
@@ -128,7 +128,7 @@ def survey(
     if not files and (state.version is None or (held.num_rows and not allow_empty)):
         kinds = f" ({len(listing.ignored)} of unknown kind, such as {listing.ignored[0]})" if listing.ignored else ""
         stored = f"; the table holds {held.num_rows} documents, --allow-empty deletes them" if held.num_rows else ""
-        raise SourceError(f"source {source.shown(settings.uri)}: no files{kinds}: check [source] uri and format{stored}")
+        raise SourceError(f"source {shown(settings.uri)}: no files{kinds}: check [source] uri and format{stored}")
     metadata = _metadata(at, origin, files)
     reading = source.reading_hash(settings.format, settings)
     reader = source.Reader(origin, settings.format, settings, metadata)

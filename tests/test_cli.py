@@ -171,6 +171,7 @@ def _processes_of(session: int) -> list[str]:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray head of its own, as `ray start` makes it, with a token of its own."""
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)  # set by a local run in this process, for loopback
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
     ray = str(Path(sys.executable).with_name("ray"))

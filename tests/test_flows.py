@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -48,8 +50,13 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
     desk.write("a.jsonl", [{"id": str(i), "text": words(100 + i)} for i in range(50)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     environment["HOME"] = str(desk.folder)  # no profile of whoever runs the tests
+    secrets = ["--source.uri", f"{desk.source}/**", "--table.storage_options", '{"token": "canary"}']
     with subprocess.Popen(
-        [LATENT, "serve", "--json"], cwd=desk.folder, env=environment, stdout=subprocess.PIPE, text=True
+        [LATENT, "serve", "--json", *secrets, "--ray.workers=1"],
+        cwd=desk.folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         ready = json.loads(process.stdout.readline())
         assert {k: ready[k] for k in ("nightly", "timezone", "deployment")} == {
@@ -77,6 +84,42 @@ def test_a_server_that_does_not_answer_is_one_line(desk: Desk) -> None:
         assert re.fullmatch(r"error: the Prefect server at http://127.0.0.1:9/api does not answer .*: start it, .*\n", done.stderr)
 
 
+class Refusing(BaseHTTPRequestHandler):
+    """A server that wants another password."""
+
+    def do_GET(self) -> None:
+        body = b"true" if self.path.endswith("/health") else b"{}"
+        self.send_response(200 if self.path.endswith("/health") else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_refuses_the_password_is_one_line_without_the_password(desk: Desk) -> None:
+    desk.write("a.jsonl", [{"id": "a", "text": words(1)}])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}/api"
+        for command in ("run", "serve"):
+            environment = os.environ | {
+                "PREFECT_API_URL": f"http://admin:canary@{address}",
+                "PREFECT_API_AUTH_STRING": "admin:canary",
+            }
+            done = subprocess.run([LATENT, command], cwd=desk.folder, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 1
+            told = f"error: the Prefect server at http://{address} answers 401: check PREFECT_API_AUTH_STRING"
+            assert done.stderr.splitlines()[-1] == told
+            assert "canary" not in done.stdout + done.stderr
+        server.shutdown()
+
+
 def test_run_goes_through_prefect_where_a_server_is_configured_and_reports_there(served: Served) -> None:
     done = subprocess.run(
         [LATENT, "run", "--json"], cwd=served.desk.folder, env=served.environment, capture_output=True, text=True, check=False
@@ -96,9 +139,13 @@ def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served)
     nightly = next(d for d in served.ask("deployments/filter") if d["parameters"]["reason"] == "nightly")
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert nightly["global_concurrency_limit"]["limit"] == 1
+    assert nightly["parameters"]["overrides"] == {"ray.workers": 1}, "what may hold credentials is not for Prefect to store"
     served.desk.write("b.jsonl", [{"id": "new", "text": words(1)}])
+    config = served.desk.config_path.read_text()
+    served.desk.config_path.write_text(config.replace("src/**", "none/**"))  # the run has the flags all the same
     flow_run = served.ask(f"deployments/{nightly['id']}/create_flow_run")["id"]
     ended = served.wait_for(flow_run)
+    served.desk.config_path.write_text(config)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]
     assert re.fullmatch(r"nightly-served\d*-nightly-\d{8}-\d{6}", ended["name"])
     assert ("new", 0) in served.desk.rows()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, words
 
@@ -56,8 +61,9 @@ def test_rows_newer_than_the_index_are_found_at_once(large: Desk) -> None:
     assert open_table(large.config_path).search(words(1, 2, 3), k=1)[0].doc_id == "new"
 
 
-def test_a_filter_is_applied_before_the_search(large: Desk) -> None:
-    hits = open_table(large.config_path).search(words(40, 41), k=20, where="n = 13")
+@pytest.mark.parametrize("where", ["n = 13", {"n": 13}], ids=["SQL", "mapping"])
+def test_a_filter_is_applied_before_the_search(large: Desk, where: str | dict[str, object]) -> None:
+    hits = open_table(large.config_path).search(words(40, 41), k=20, where=where)
     assert len(hits) == 20
     assert {hit.metadata["n"] for hit in hits} == {13}
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
@@ -71,3 +77,36 @@ def test_what_the_table_cannot_answer_is_one_line(large: Desk, query: str, k: in
     with pytest.raises(QueryError, match=told) as caught:
         open_table(large.config_path).search(query, k, where)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mapping_filters_by_values_of_any_type(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    day, hour = dt.date(2026, 2, 28), dt.datetime(2026, 2, 28, 23, 59, 59, 999999)
+    columns = {
+        "s": ["x", "it's", None],
+        "i": pa.array([1, 2**40, None], pa.int64()),
+        "small": pa.array([1, 2, None], pa.int8()),
+        "f": [0.1, -2.5, None],
+        "single": pa.array([0.1, -2.5, None], pa.float32()),
+        "flag": [True, False, None],
+        "day": [day, day + dt.timedelta(1), None],
+        "hour": [hour, hour + dt.timedelta(1), None],
+        "zoned": [hour.replace(tzinfo=dt.UTC), hour.replace(tzinfo=dt.UTC) + dt.timedelta(1), None],
+        "price": [Decimal("1.25"), Decimal("2.50"), None],
+        "raw": [b"\xff'", b"", None],
+    }
+    desk = desk_for(tmp_path / "typed", metadata=list(columns))
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": [words(1), words(2), words(3)], **columns}), desk.source / "a.parquet")
+    desk.embed()
+    table = open_table(desk.config_path)
+
+    def found(where: dict[str, object]) -> set[str]:
+        return {hit.doc_id for hit in table.search(words(1), where=where)}
+
+    for name, values in columns.items():
+        first, second, _ = values if isinstance(values, list) else values.to_pylist()
+        assert found({name: first}) == {"a"}, name
+        assert found({name: [first, second]}) == {"a", "b"}, name
+        assert found({name: []}) == set()
+    assert found({"s": "it's", "i": 2**40}) == {"b"}
+    assert found({"s": "it's", "i": 1}) == set()
+    assert found({}) == {"a", "b", "c"}

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
 from pipeline.schema import DOCUMENT_FIELDS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, digest
 from pipeline.source.formats import DAMAGED, FORMATS, BadRow, Columns, Format, Record, format_of
-from pipeline.source.listing import Origin, current_state
+from pipeline.source.listing import Origin, current_state, first_line
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARS = 8 << 20  # a batch ends past this, so that long documents do not add up
@@ -286,21 +286,21 @@ def _through(rows: Iterator[tuple[int, Any]], last: int) -> Iterator[tuple[int, 
             return
 
 
-DECODER_WORDS = re.compile("compressed stream|inflate|decompress|Parquet|Thrift", re.IGNORECASE)
+# How Arrow's stores, and the network before them, speak of their own failures. Any other OSError is what a decoder finds in damaged bytes.
+STORE_WORDS = re.compile("AWS Error|google::cloud|Azure Error|connection|timed? ?out", re.IGNORECASE)
+SHORTER = "HTTP status 416"  # nothing lies where the next part was: the object was replaced by a shorter one
 
 
 @contextlib.contextmanager
 def _damage_named(origin: Origin, path: str) -> Iterator[None]:
-    """What a reader or decoder raises for a file → UnreadableFile where the file is at fault, SourceError where the store is."""
+    """What a reader or decoder raises for a file → UnreadableFile where the file is at fault, SourceUnreachable where the store is."""
     try:
         yield
     except DAMAGED as error:
-        raise UnreadableFile(_reason(error)) from None
+        raise UnreadableFile(first_line(error)) from None
     except OSError as error:
-        if origin.local or isinstance(error, FileNotFoundError | PermissionError) or DECODER_WORDS.search(str(error)):
-            raise UnreadableFile(_reason(error)) from None
-        raise SourceUnreachable(f"{path}: the store failed: {_reason(error)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        if SHORTER in str(error):
+            raise UnreadableFile("it changed while it was read") from None
+        if origin.local or isinstance(error, FileNotFoundError | PermissionError) or not STORE_WORDS.search(str(error)):
+            raise UnreadableFile(first_line(error)) from None
+        raise SourceUnreachable(f"{path}: the store failed: {first_line(error)}") from None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
 from pyarrow import fs
 
-from pipeline.errors import SourceError, SourceUnreachable
+from pipeline.errors import SourceError, SourceUnreachable, shown
 from pipeline.schema import FileState
 from pipeline.source.formats import format_of
 
@@ -19,6 +22,8 @@ from pipeline.source.formats import format_of
 # youngest stamp is past, so that any later write shows.
 LOCAL_TICK_NS = 20_000_000  # Linux stamps with the kernel's tick: 1–10 ms
 STORE_TICK_NS = 1_100_000_000  # object stores stamp whole seconds
+LOOKS = 3  # at a source that is being written to, before it is taken as it is
+RETRIES = 7  # of a request to S3: 3 s of errors, 27 s of silence. Arrow's URIs have no word for it; without, 100 s of silence
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Listing:
     """The source's files, sorted by path."""
 
     files: tuple[FileState, ...]
-    ignored: tuple[str, ...] = field(default=())  # of a kind that format = "auto" does not know
+    ignored: tuple[str, ...] = field(default=())  # of a kind that format = "auto" does not know, or links out of the source
 
 
 def locate(uri: str) -> Origin:
@@ -57,14 +62,16 @@ def locate(uri: str) -> Origin:
     while fixed < len(parts) and (not wild.search(parts[fixed]) or (not scheme and Path("/".join(parts[: fixed + 1])).exists())):
         fixed += 1
     base, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
+    folder = scheme + base + ("?" + query if query else "")
     try:
         if scheme:
-            filesystem, root = fs.FileSystem.from_uri(scheme + base + ("?" + query if query else ""))
+            filesystem, root = _open_store(folder)
         else:
             filesystem, root = fs.LocalFileSystem(), base or "/"
         info = filesystem.get_file_info(root)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise SourceError(f"source {shown(uri)}: {_first_line(error)}: check [source] uri and the credentials") from None
+        reason = first_line(error).replace(folder, shown(folder))
+        raise _blame(error)(f"source {shown(uri)}: {reason}: check [source] uri and the credentials") from None
     if info.type == fs.FileType.NotFound:
         raise SourceError(f"source {shown(uri)}: no such file or folder {root!r}: check [source] uri")
     if info.type == fs.FileType.File:
@@ -74,54 +81,97 @@ def locate(uri: str) -> Origin:
 
 def list_files(origin: Origin, format: str) -> Listing:
     """All files of the source with their states. Names that begin with a dot, and what lies in such folders, are no part of it."""
-    single = origin.pattern and not re.search(r"[*?\[]", origin.pattern)
-    below = fs.FileSelector(origin.root, recursive=True)
-    try:
-        infos = origin.filesystem.get_file_info([f"{origin.root}/{origin.pattern}"] if single else below)
-    except OSError as error:
-        raise SourceUnreachable(f"source {origin.root}: cannot be listed: {_first_line(error)}") from None
-    loops = tuple(f"{info.path}/" for info in infos if origin.local and _leads_back(info)) or None
-    matches = re.compile(glob_translate(origin.pattern or "**")).match
-    states, ignored = [], []
-    for info in infos:
-        path = info.path[len(origin.root) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in path.split("/"))
-        if info.type != fs.FileType.File or hidden or not (single or matches(path)) or (loops and info.path.startswith(loops)):
-            continue
-        if format == "auto" and format_of(path) is None:
-            ignored.append(path)
-        else:
-            states.append(FileState(path, info.size, info.mtime_ns or 0))
-    if _wait_out_tick(states, LOCAL_TICK_NS if origin.local else STORE_TICK_NS):
-        return list_files(origin, format)
-    return Listing(tuple(sorted(states, key=lambda s: s.path)), tuple(sorted(ignored)))
-
-
-def shown(uri: str) -> str:
-    """The URI as it may stand in a message: without the credentials it may carry before the host or in its query."""
-    return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0] if "://" in uri else uri
+    for _ in range(LOOKS):
+        listing = _look(origin, format)
+        if not _wait_out_tick(listing.files, LOCAL_TICK_NS if origin.local else STORE_TICK_NS):
+            break
+    return listing  # still changing: what is read from now on shows it, or differs from its state here
 
 
 def current_state(origin: Origin, path: str) -> FileState | None:
     """The file's state now; None where it is gone."""
-    info = origin.filesystem.get_file_info(f"{origin.root}/{path}")
-    return FileState(path, info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None
+    with _reachable(f"{path}: its state cannot be read"):
+        info = origin.filesystem.get_file_info(f"{origin.root}/{path}")
+    return _state(origin, path, info) if info.type == fs.FileType.File else None
 
 
-def _leads_back(info: fs.FileInfo) -> bool:
-    """Whether a folder is a link to one that it lies in: what is below it is listed already."""
+def first_line(error: BaseException) -> str:
+    """The error in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
+
+
+def _open_store(uri: str) -> tuple[fs.FileSystem, str]:
+    """As Arrow understands the URI; a request to S3 is repeated RETRIES times at most."""
+    filesystem, root = fs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        parts = urlsplit(uri)
+        given = {name: values[-1] for name, values in parse_qs(parts.query).items() if not name.startswith("allow_")}
+        if parts.username:
+            given |= {"access_key": unquote(parts.username), "secret_key": unquote(parts.password or "")}
+        retries = fs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)
+        filesystem = fs.S3FileSystem(**given | {"region": filesystem.region}, retry_strategy=retries)
+    return filesystem, root
+
+
+def _look(origin: Origin, format: str) -> Listing:
+    single = origin.pattern and not re.search(r"[*?\[]", origin.pattern)
+    below = fs.FileSelector(origin.root, recursive=True)
+    with _reachable(f"source {origin.root}: cannot be listed"):
+        found = origin.filesystem.get_file_info([f"{origin.root}/{origin.pattern}"] if single else below)
+        infos = {info.path: info for info in found}
+    astray = {full for full, info in infos.items() if origin.local and not single and _leads_astray(info, origin.root)}
+    below_them = tuple(f"{path}/" for path in astray)
+    matches = re.compile(glob_translate(origin.pattern or "**")).match
+    states, ignored = [], []
+    for full, info in infos.items():
+        path = full[len(origin.root) :].lstrip("/")
+        hidden = any(part.startswith(".") for part in path.split("/"))
+        if info.type != fs.FileType.File or hidden or not (single or matches(path)) or full.startswith(below_them):
+            continue
+        if full in astray or (format == "auto" and format_of(path) is None):
+            ignored.append(path)
+        else:
+            states.append(_state(origin, path, info))
+    return Listing(tuple(sorted(states, key=lambda s: s.path)), tuple(sorted(ignored)))
+
+
+def _state(origin: Origin, path: str, info: fs.FileInfo) -> FileState:
+    """Of a store's stamp the whole seconds: some list a file's time to the millisecond, and tell whole seconds of the file alone."""
+    stamp = info.mtime_ns or 0
+    return FileState(path, info.size, stamp if origin.local else stamp - stamp % 1_000_000_000)
+
+
+@contextlib.contextmanager
+def _reachable(what: str) -> Iterator[None]:
+    """What a file system raises, in one line."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise SourceError(f"{what}: a file's name is not UTF-8: rename it") from None
+    except OSError as error:
+        raise _blame(error)(f"{what}: {first_line(error)}") from None
+
+
+def _blame(error: BaseException) -> type[SourceError]:
+    """A store or disk that fails may answer later; what may not be read, or is no URI, will not."""
+    return SourceUnreachable if isinstance(error, OSError) and not isinstance(error, PermissionError) else SourceError
+
+
+def _leads_astray(info: fs.FileInfo, root: str) -> bool:
+    """Whether this is a link out of the source, or a link to a folder that it lies in: what is below that is listed already."""
     path = Path(info.path)
-    return info.type == fs.FileType.Directory and path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    back = info.type == fs.FileType.Directory and path.parent.resolve().is_relative_to(target)
+    return back or not target.is_relative_to(Path(root).resolve())
 
 
-def _wait_out_tick(states: list[FileState], tick_ns: int) -> bool:
-    """Sleep until the youngest stamp is a tick old; False if it already was (or lies in a future that waiting will not reach)."""
-    age = time.time_ns() - max((s.modified for s in states), default=0)
-    if not -tick_ns < age < tick_ns:
+def _wait_out_tick(states: Iterable[FileState], tick_ns: int) -> bool:
+    """Sleep until the youngest stamp is a tick old; False if it already was. Stamps in a future that waiting will not reach are passed by."""
+    now = time.time_ns()
+    age = now - max((s.modified for s in states if s.modified < now + tick_ns), default=0)
+    if age >= tick_ns:
         return False
     time.sleep((tick_ns - age) / 1e9)
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ while a run writes.
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
 from pipeline.store.history import Version, clean_up, foreign_changes, leftovers, restore, sole_writer, versions
-from pipeline.store.indexes import Index, Tuning, indexes, missed_by_indexes, read_tuning, update_indexes, vector_search
+from pipeline.store.indexes import Condition, Index, Tuning, indexes, missed_by_indexes, read_tuning, update_indexes, vector_search
 from pipeline.store.lease import Lease
 from pipeline.store.tables import (
     Side,
@@ -35,6 +35,7 @@ from pipeline.store.tables import (
 __all__ = [
     "Change",
     "Commit",
+    "Condition",
     "Index",
     "Lease",
     "Side",

@@ -55,13 +55,18 @@ class Commit:
 
 
 def write_fragments(store: Store, rows: pa.Table) -> tuple[str, ...]:
-    """Write rows as fragments that no version names yet; returns their metadata as JSON.
+    """Write rows as fragments that no version names yet; returns their metadata as JSON. Raises StoreError."""
+    return tuple(json.dumps(f.to_json()) for f in written(store, rows, rows.num_rows))
+
+
+def written(store: Store, rows: pa.Table | pa.RecordBatchReader, count: int) -> list[FragmentMetadata]:
+    """Fragments of so many rows.
 
     Raises StoreError where fewer rows arrive than were given (a half-read reader retried inside the writer, lance-ray#5290).
     """
     table = store.opened()
     with lance_errors(f"{store.label}: a fragment cannot be written"):
-        fragments = lance.fragment.write_fragments(
+        fragments: list[FragmentMetadata] = lance.fragment.write_fragments(
             rows,
             table,
             schema=table.schema,
@@ -69,9 +74,9 @@ def write_fragments(store: Store, rows: pa.Table) -> tuple[str, ...]:
             enable_stable_row_ids=True,
             storage_options=dict(store.storage_options) or None,
         )
-    if (written := sum(f.physical_rows for f in fragments)) != rows.num_rows:
-        raise StoreError(f"{store.label}: {written} rows written of {rows.num_rows}: nothing was committed; run again")
-    return tuple(json.dumps(f.to_json()) for f in fragments)
+    if (arrived := sum(f.physical_rows for f in fragments)) != count:
+        raise StoreError(f"{store.label}: {arrived} rows written of {count}: nothing was committed; run again")
+    return fragments
 
 
 def commit(store: Store, lease: Lease, change: Change, since: int) -> Commit:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,7 +18,7 @@ from lance import LanceDataset, LanceOperation
 from lance.file import LanceFileSession
 
 from pipeline.errors import StoreError
-from pipeline.store.commits import CHANGES_ROWS, MESSAGE, make_version
+from pipeline.store.commits import ATTEMPTS, CHANGES_ROWS, MESSAGE, PAUSE_S, make_version, written
 from pipeline.store.lease import Lease
 from pipeline.store.tables import (
     NAMED,
@@ -54,33 +55,54 @@ def sole_writer(store: Store, run_id: str) -> Iterator[Lease]:
     """The lease, and nobody else able to commit. Raises TableBusy where another run holds it.
 
     A holder that did not give the lease back may be paused anywhere, even within a commit; the last commit of a run that failed may still be on its way
-    to an object store. So a restore of the newest version to itself is made as a fence: Lance refuses every change of rows that began on a version before it.
+    to an object store. So a version that changes nothing is made as a fence: Lance refuses every change of rows that began on a version before it.
     """
     with Lease(store, run_id) as lease:
         runs = read_runs(store).to_pylist()
         doubtful = lease.unfenced or next((row["run_id"] for row in runs[:1] if row["status"] not in {"done", "interrupted"}), None)
         if doubtful is not None:
-            restore(store, lease, int(store.opened().version), f"fence: run {doubtful} did not end well")
+            fence(store, lease, f"fence: run {doubtful} did not end well")
             lease.unfenced = None
         died = [row | {"status": "died"} for row in runs if row["status"] == "running"]
         write_runs(store, pa.Table.from_pylist(died, schema=SIDES["runs"]))
         yield lease
 
 
+def fence(store: Store, lease: Lease, message: str) -> int:
+    """Make a version that is as the newest, and that no change of rows begun before it can follow; returns it.
+
+    A projection on all columns: it conflicts with every change of rows, whichever of the two came first. So the fence of a holder that was paused in its
+    turn comes to nothing. (A Restore conflicts with nothing that came before it: a late one undoes whatever its successor did.)
+    """
+    for attempt in range(ATTEMPTS):
+        table = store.opened()
+        properties = _properties(store, lease, table, message)
+        lease.check()
+        try:
+            return make_version(store, table, LanceOperation.Project(table.lance_schema), properties)
+        except StoreError:
+            if attempt + 1 == ATTEMPTS:
+                raise
+            time.sleep(PAUSE_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
 def restore(store: Store, lease: Lease, version: int, message: str) -> int:
     """Make the table, its file states and its quarantine what they were at a version; returns the new version.
 
-    Raises StoreError where the version is gone.
+    Raises StoreError where the version is gone, TableBusy where the lease is lost; nothing is changed then.
     """
     past = store.open(version=version)
     if past is None:
         raise StoreError(f"{store.label} has no version {version}: 'latent status' lists those that are kept")
-    names = named(past)
-    names = {side: _newest(store, side, names) for side in NAMED}
-    properties = naming(names) | {"latent.run": lease.run_id, "latent.rows": str(past.count_rows()), MESSAGE: message}
     table = store.opened()
+    operation, properties = _way_back(store, table, past), _properties(store, lease, past, message)
     lease.check()
-    return make_version(store, table, LanceOperation.Restore(version), properties)
+    try:
+        return make_version(store, table, operation, properties)
+    except StoreError:
+        lease.check()
+        raise
 
 
 def versions(store: Store, count: int) -> list[Version]:
@@ -128,6 +150,22 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
         for path in sorted(gone):
             files.delete_file(path)
     return dropped, len(gone)
+
+
+def _properties(store: Store, lease: Lease, at: LanceDataset, message: str) -> dict[str, str]:
+    """Of a commit after which all is as it was at this version."""
+    names = {side: _newest(store, side, named(at)) for side in NAMED}
+    return naming(names) | {"latent.run": lease.run_id, "latent.rows": str(at.count_rows()), MESSAGE: message}
+
+
+def _way_back(store: Store, table: LanceDataset, past: LanceDataset) -> LanceOperation.Update:
+    """Fragments that are other ones now go, and what they were comes back, written anew: a change of rows like any other, so that a fence stops it."""
+    now = {fragment.fragment_id: fragment.metadata.to_json() for fragment in table.get_fragments()}
+    then = {fragment.fragment_id: fragment for fragment in past.get_fragments()}
+    back = [fragment for number, fragment in then.items() if now.get(number) != fragment.metadata.to_json()]
+    gone = [number for number, known in now.items() if number not in then or then[number] in back]
+    rows = past.scanner(fragments=back).to_reader() if back else None
+    return LanceOperation.Update(gone, [], written(store, rows, sum(f.count_rows() for f in back)) if rows else [])
 
 
 def _newest(store: Store, side: Side, names: dict[Side, int]) -> int:

@@ -8,8 +8,11 @@ Rows newer than the index are searched exactly.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
+import operator
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import QueryError, StoreError
-from pipeline.store.tables import Store, lance_errors
+from pipeline.store.tables import Store, lance_errors, one_line
 
+Condition = str | Mapping[str, Any]  # SQL; or column → its value, or a list of those it may have
 TUNING_KEY = "latent.tuning"
 EXACT_ROWS = 50_000  # 384 dimensions: exact search takes some 80 ms here
 NEVER = dt.timedelta(days=36_500)
@@ -111,17 +115,19 @@ def missed_by_indexes(store: Store, sample: int) -> list[str]:
 
 def _finds(table: Any, chunk_id: str, text: str) -> bool:
     """Whether a full-text search finds a row by its own words."""
-    quoted = chunk_id.replace("'", "''")
-    query = table.search(text, query_type="fts").where(f"chunk_id = '{quoted}'", prefilter=True).limit(1)
+    query = table.search(text, query_type="fts").where(_expression({"chunk_id": chunk_id}), prefilter=True).limit(1)
     return bool(query.select(["chunk_id", "_score"]).to_arrow().num_rows)
 
 
-def vector_search(store: Store, vector: np.ndarray, k: int, where: str | None, *, exact: bool = False) -> pa.Table:
-    """The k nearest rows by cosine, nearest first, all columns but the vector, `_distance` = 1 - cosine. The filter is applied first."""
+def vector_search(store: Store, vector: np.ndarray, k: int, where: Condition | None, *, exact: bool = False) -> pa.Table:
+    """The k nearest rows by cosine, nearest first, all columns but the vector, `_distance` = 1 - cosine. The filter is applied first.
+
+    Values of a mapping are passed to Lance as values: no SQL is made of them.
+    """
     table = _connect(store)
     query = table.search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(k)
     if where:
-        query = query.where(where, prefilter=True)
+        query = query.where(where if isinstance(where, str) else _expression(where), prefilter=True)
     tuning = None if exact else read_tuning(store)
     # An index whose recall was not measured is not used.
     query = query.nprobes(tuning.nprobes).refine_factor(tuning.refine_factor) if tuning else query.bypass_vector_index()
@@ -130,9 +136,23 @@ def vector_search(store: Store, vector: np.ndarray, k: int, where: str | None, *
         return query.select([*columns, "_distance"]).to_arrow()
     except (ValueError, OSError, RuntimeError) as error:
         if not where:
-            raise StoreError(f"{store.label} cannot be searched: {error}") from error
-        reason = str(error).splitlines()[0].partition(". Valid fields")[0]
-        raise QueryError(f"where {where!r}: {reason}; columns: {', '.join(columns)}") from error
+            raise StoreError(f"{store.label} cannot be searched: {one_line(error)}") from error
+        reason = one_line(error).partition(". Valid fields")[0]
+        raise QueryError(f"where {where!r:.200}: {reason}; columns: {', '.join(columns)}") from error
+
+
+def _expression(where: Mapping[str, Any]) -> Any:
+    """All columns' conditions, as lancedb's typed expression. Raises QueryError for a value that it has no type for."""
+    from lancedb.expr import col, lit
+
+    def meets(column: str, value: Any) -> Any:
+        try:
+            return col(column).isin(value) if isinstance(value, list | tuple | set | frozenset) else col(column) == lit(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            wanted = f'a string, number, boolean, date or bytes, or a list of such; for null: where="{column} IS NULL"'
+            raise QueryError(f"where {column}: got {value!r:.80} ({one_line(error)}), wanted {wanted}") from None
+
+    return functools.reduce(operator.and_, (meets(column, value) for column, value in where.items()))
 
 
 def _connect(store: Store) -> Any:

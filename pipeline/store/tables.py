@@ -15,7 +15,7 @@ from typing import Literal
 import lance
 import pyarrow as pa
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, shown
 from pipeline.schema import FILES, HELD, OWN_COLUMNS, QUARANTINE, RUNS, Spec, table_schema
 
 SPEC_KEY = b"latent.spec"
@@ -29,13 +29,13 @@ NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table,
 class Store:
     """Where the tables lie. A value: workers get a copy."""
 
-    uri: str
+    uri: str = field(repr=False)  # may hold credentials
     name: str
-    storage_options: Mapping[str, str] = field(default_factory=dict)
+    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def label(self) -> str:
-        return f"table '{self.name}' at {self.uri}"
+        return f"table '{self.name}' at {shown(self.uri)}"
 
     def path(self, side: Side | None = None) -> str:
         return f"{self.uri.rstrip('/')}/{self.name}{'_' + side if side else ''}.lance"
@@ -199,13 +199,20 @@ def _write(
         raise
 
 
+NOISE = re.compile(r",? ?/\S*\.rs:\d+.*| \(\d+ bytes, LANCE_[^)]*\)|LanceError\(IO\): |(?<=//)[^/@\s]*@")
+
+
 @contextlib.contextmanager
 def lance_errors(what: str) -> Iterator[None]:
-    """Lance's errors and lancedb's → StoreError in one line, without the place in their own source."""
+    """Lance's errors and lancedb's → StoreError in one line, without the place in their own source, their settings and a URI's credentials."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, FileExistsError):
             raise
-        reason = re.sub(r",? ?/\S*\.rs:\d+.*", "", str(error).splitlines()[0] if str(error) else type(error).__name__)
-        raise StoreError(f"{what}: {reason}") from error
+        raise StoreError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What Lance or lancedb says, its noise left out."""
+    return NOISE.sub("", (str(error).splitlines() or [type(error).__name__])[0])
