@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -112,6 +113,11 @@ class Ledger:
             self.commit()
         except PipelineError as error:
             log.warning("finished shards could not be committed: %s", error)
+
+    def record_if_possible(self, status: str) -> None:
+        """Before an error is passed on: the error is what the user must read, not that it could not be recorded."""
+        with contextlib.suppress(PipelineError):
+            self.record(status)
 
     def report(self) -> Report:
         counts, planned = self.counts, self.outlook.plan.documents

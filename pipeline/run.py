@@ -100,7 +100,7 @@ def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeE
         ) from None
     except Exception:
         ledger.commit_if_possible()
-        ledger.record("failed")
+        ledger.record_if_possible("failed")
         raise
     ledger.record("done")
 

@@ -206,7 +206,8 @@ def _sample_agrees(subject: _Subject) -> Check:
     rows = np.sort(np.random.default_rng(SEED).choice(count, min(SAMPLE, count), replace=False)).tolist()
     if not rows:
         return _check(pa.array([], pa.string()), "no rows", "")
-    sample = subject.table.take(rows, columns=["chunk_id", "text", "vector"])
+    with store.lance_errors(f"{at.store.label} cannot be read"):
+        sample = subject.table.take(rows, columns=["chunk_id", "text", "vector"])
     chunk = at.config.chunk
     chunker = make_chunker(
         model.tokenizer_file(at.model), at.model.max_tokens, chunk.tokens, chunk.overlap, settings.document_prompt

@@ -24,11 +24,14 @@ from s3 import ENVIRONMENT, KINDS, PATIENCE, Proxy, Request, Rule, S3Server, nth
 from pipeline import run
 from pipeline.config import Source
 from pipeline.engine import Engine
-from pipeline.errors import PipelineError, SourceUnreachable, StoreError, UnreadableFile
+from pipeline.errors import PipelineError, SourceUnreachable, UnreadableFile
 from pipeline.schema import FileState
 from pipeline.search import open_table
 from pipeline.source import Origin, Reader, list_files, locate, sight
+from pipeline.status import status
 from pipeline.verify import verify
+
+pytest.importorskip("moto")
 
 Files = dict[str, list[dict[str, object]]]
 
@@ -72,6 +75,7 @@ class Ground:
     desk_for: Callable[..., Desk]
     server: S3Server
     lake: Path
+    kept: Path  # the table of AFTER, behind its maintenance
     clean: dict[tuple[str, int], tuple[object, ...]]
 
     def desk(self, folder: Path, proxy: Proxy, *, source: bool, table: bool, fresh: bool = False) -> Desk:
@@ -107,7 +111,8 @@ def ground(server: S3Server, desk_for: Callable[..., Desk], tmp_path_factory: py
         for name, rows in files.items():
             desk.write(name, rows)
         desk.embed()
-    return Ground(desk_for, server, before.folder / "data/lancedb", after.rows())
+    run.maintain(after.config)
+    return Ground(desk_for, server, before.folder / "data/lancedb", after.folder / "data/lancedb", after.rows())
 
 
 @dataclass(frozen=True)
@@ -149,10 +154,10 @@ def play(
 # --- the job, on a store that works ---------------------------------------------------------------------------------
 
 
-def test_the_whole_job_with_source_and_table_in_a_store(ground: Ground, tmp_path: Path) -> None:
+def test_the_whole_job_with_source_and_table_in_a_store_and_real_workers(ground: Ground, tmp_path: Path) -> None:
     with Proxy(ground.server.port) as proxy:
         desk = ground.desk(tmp_path / "whole", proxy, source=True, table=True, fresh=True)
-        assert desk.embed().documents.added == sum(map(len, AFTER.values()))
+        assert desk.embed(engine=Engine).documents.added == sum(map(len, AFTER.values()))
         assert desk.embed(engine=None).documents.unchanged == len(ground.clean)
         assert [check for check in verify(desk.config) if not check.ok] == []
         run.maintain(desk.config)
@@ -271,12 +276,12 @@ PLACES = {
 CASES = [(kind, place) for place, (_, _, kinds) in PLACES.items() for kind in kinds]
 
 
-def storm(ground: Ground, folder: Path, count: int, first_seed: int = 0, share: float = 0.15) -> list[Outcome]:
+def storm(ground: Ground, folder: Path, count: int, first_seed: int = 0, *, source: bool, share: float = 0.15) -> list[Outcome]:
     """Runs, and maintenance behind them, during which this share of all requests fails in some way."""
 
     def one(seed: int) -> Outcome:
-        sides = {"source": seed % 3 > 0, "table": True, "fresh": seed % 2 == 0}
-        return play(ground, folder / f"storm-{seed}", rate(share, seed, KINDS), **sides, maintain=True)
+        rule = rate(share, seed, KINDS)
+        return play(ground, folder / f"storm-{seed}", rule, source=source, table=True, fresh=seed % 2 == 0, maintain=True)
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(one, range(first_seed, first_seed + count)))
@@ -302,7 +307,7 @@ def played(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Played:
         return play(ground, folder / f"{kind}-{place}", rule, source=place == "source", table=place == "table")
 
     with ThreadPoolExecutor(len(CASES) + 1) as pool:
-        storms = pool.submit(storm, ground, folder, count=3)
+        storms = pool.submit(storm, ground, folder, count=3, source=False)
         found = Played(dict(zip(CASES, pool.map(one, CASES), strict=True)), storms.result())
     for (kind, place), outcome in [*found.by_case.items(), *((("any", "storm"), outcome) for outcome in found.storms)]:
         print(f"{place:6} {kind:5} {outcome}")
@@ -321,17 +326,44 @@ def test_whatever_a_storm_breaks_the_next_run_mends(played: Played) -> None:
     assert all(outcome.faults for outcome in played.storms)
 
 
-def test_a_credential_that_expires_under_real_workers_is_their_one_line(ground: Ground, tmp_path: Path) -> None:
-    with Proxy(ground.server.port) as proxy:
-        desk = ground.desk(tmp_path / "workers", proxy, source=True, table=True)
-        with (
-            proxy.faulty(since("403", "PUT", r"/docs\.lance/data/")),
-            pytest.raises(StoreError, match=r"^table 'docs' at .*403 Forbidden: .*ExpiredToken") as caught,
-        ):
-            desk.embed(engine=Engine)
-        assert "\n" not in str(caught.value)
-        desk.embed()
-        assert desk.rows() == ground.clean
+COMMANDS: dict[str, Callable[[Desk], object]] = {
+    "plan": lambda desk: run.plan(desk.config),
+    "run": lambda desk: desk.embed(engine=None),  # with nothing to encode
+    "search": lambda desk: open_table(desk.config_path).search(words(102, 22)),
+    "status": lambda desk: status(desk.config),
+    "verify": lambda desk: verify(desk.config),
+    "maintain": lambda desk: run.maintain(desk.config),
+}
+
+
+def refusals(ground: Ground, folder: Path, count: int) -> list[str]:
+    """What commands say to whom the store refuses everything from some moment on: so many moments of each, spread over its requests."""
+
+    def one(command: str) -> list[str]:
+        said = []
+        with Proxy(ground.server.port) as proxy:
+            desk = ground.desk(folder / f"refused-{command}", proxy, source=True, table=True, fresh=True)
+            ground.server.upload(ground.kept, f"refused-{command}/lake")
+            COMMANDS[command](desk)
+            requests = len(proxy.seen)
+            for i in range(count):
+                first = 1 + i * requests // count
+                with proxy.faulty(nth("403", lambda seen, first=first: seen >= first)):
+                    try:
+                        COMMANDS[command](desk)
+                        said.append("")
+                    except PipelineError as error:
+                        said.append(str(error))
+        return said
+
+    with ThreadPoolExecutor(len(COMMANDS)) as pool:
+        return [line for said in pool.map(one, COMMANDS) for line in said]
+
+
+def test_a_command_that_the_store_refuses_says_so_in_one_line(ground: Ground, tmp_path: Path) -> None:
+    said = refusals(ground, tmp_path, count=2)
+    assert len(said) == 2 * len(COMMANDS)
+    assert all("\n" not in line for line in said)
 
 
 @pytest.mark.parametrize("where", ["after", "LIST", "PUT"])

@@ -80,7 +80,7 @@ def test_what_the_table_cannot_answer_is_one_line(large: Desk, query: str, k: in
 
 
 def test_a_mapping_filters_by_values_of_any_type(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
-    day, hour = dt.date(2026, 2, 28), dt.datetime(2026, 2, 28, 23, 59, 59, 999999)
+    day, hour = dt.date(2026, 2, 28), dt.datetime(2026, 2, 28, 23, 59, 59, 999999)  # noqa: DTZ001 a column without a zone
     columns = {
         "s": ["x", "it's", None],
         "i": pa.array([1, 2**40, None], pa.int64()),

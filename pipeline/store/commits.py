@@ -72,7 +72,7 @@ def written(store: Store, rows: pa.Table | pa.RecordBatchReader, count: int) -> 
             schema=table.schema,
             max_rows_per_file=ROWS_PER_FRAGMENT,
             enable_stable_row_ids=True,
-            storage_options=dict(store.storage_options) or None,
+            storage_options=store.options,
         )
     if (arrived := sum(f.physical_rows for f in fragments)) != count:
         raise StoreError(f"{store.label}: {arrived} rows written of {count}: nothing was committed; run again")
@@ -122,7 +122,7 @@ def make_version(store: Store, table: LanceDataset, operation: LanceOperation.Ba
     """One transaction on the table as it was opened. Raises StoreError; where another came first, from CommitConflictError."""
     with lance_errors(f"{store.label}: commit failed"):
         transaction = Transaction(table.version, operation, transaction_properties=properties)
-        options = dict(store.storage_options) or None
+        options = store.options
         return int(LanceDataset.commit(table, transaction, storage_options=options, max_retries=0).version)
 
 

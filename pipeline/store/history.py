@@ -145,7 +145,7 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
         for side in SIDES:
             if (beside := store.open(side)) is not None:
                 dropped += _drop(beside, [v for v in _expired(beside) if v < names.get(side, beside.version)])
-        files = LanceFileSession(store.path(), storage_options=dict(store.storage_options) or None)
+        files = LanceFileSession(store.path(), storage_options=store.options)
         gone = orphans & leftovers(store)
         for path in sorted(gone):
             files.delete_file(path)

@@ -160,8 +160,8 @@ def _connect(store: Store) -> Any:
     import lancedb  # not at import: Ray forks when it starts, and lancedb's runtime should not be there yet
 
     store.opened()  # says in our words where there is no table
-    database = lancedb.connect(store.uri, storage_options=dict(store.storage_options) or None)
-    return database.open_table(store.name)
+    with lance_errors(f"{store.label} cannot be opened"):
+        return lancedb.connect(store.uri, storage_options=store.options).open_table(store.name)
 
 
 def _tune(store: Store, recall: float) -> Tuning | None:

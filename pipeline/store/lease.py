@@ -33,6 +33,9 @@ RENEW_S = LEASE_S / 4
 WATCH_S = RENEW_S * 1.5  # longer than a living holder is ever silent
 
 
+_held: set[str] = set()  # runs of this process that hold a lease: one that could not give it back is succeeded at once
+
+
 @dataclass(frozen=True)
 class _Holder:
     run_id: str
@@ -42,7 +45,9 @@ class _Holder:
 
     @property
     def gone(self) -> bool:
-        return self.machine == _machine() and not _process_exists(self.pid)
+        if self.machine != _machine():
+            return False
+        return self.run_id not in _held if self.pid == os.getpid() else not _process_exists(self.pid)
 
     @property
     def fresh(self) -> bool:
@@ -66,12 +71,14 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._take()
+        _held.add(self.run_id)
         self._renewer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._renewer.join()
+        _held.discard(self.run_id)
         if self.unfenced is not None:
             return
         with contextlib.suppress(StoreError, CommitConflictError):
@@ -136,13 +143,14 @@ class Lease:
 
     def _write(self, table: LanceDataset, value: str | None) -> None:
         update = LanceOperation.UpdateConfig(table_metadata_updates=LanceOperation.UpdateMap({KEY: value}))
-        options = dict(self._store.storage_options) or None
+        options = self._store.options
         try:
-            LanceDataset.commit(table, Transaction(table.version, update), storage_options=options, max_retries=0)
-        except CommitConflictError:
+            with lance_errors(f"{self._store.label}: the lease cannot be written"):
+                LanceDataset.commit(table, Transaction(table.version, update), storage_options=options, max_retries=0)
+        except StoreError as error:
+            if isinstance(error.__cause__, CommitConflictError):
+                raise error.__cause__ from None
             raise
-        except OSError as error:
-            raise StoreError(f"{self._store.label}: the lease cannot be written: {error}") from error
 
     def _open(self) -> LanceDataset:
         with lance_errors(f"{self._store.label}: the lease cannot be read"):

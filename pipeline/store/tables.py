@@ -20,6 +20,9 @@ from pipeline.schema import FILES, HELD, OWN_COLUMNS, QUARANTINE, RUNS, Spec, ta
 
 SPEC_KEY = b"latent.spec"
 NAMING = "latent.side."  # property of a commit: the version of a side table that belongs to it
+# For an object store, under what [table] storage_options say. Lance's own defaults wait half an hour for a store that is silent. So: a listing 3 minutes,
+# a read 2 minutes, a write 30 s; errors are asked again for some 10 s.
+PATIENCE = {"timeout": "15s", "client_max_retries": "6", "client_retry_timeout": "20", "lance_aimd_max_retries": "0"}
 Side = Literal["files", "quarantine", "runs"]
 SIDES: dict[Side, pa.Schema] = {"files": FILES, "quarantine": QUARANTINE, "runs": RUNS}
 NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table, in one commit; runs are a diary
@@ -37,6 +40,11 @@ class Store:
     def label(self) -> str:
         return f"table '{self.name}' at {shown(self.uri)}"
 
+    @property
+    def options(self) -> dict[str, str] | None:
+        """What Lance is told of the store; None on a disk."""
+        return PATIENCE | dict(self.storage_options) if "://" in self.uri else dict(self.storage_options) or None
+
     def path(self, side: Side | None = None) -> str:
         return f"{self.uri.rstrip('/')}/{self.name}{'_' + side if side else ''}.lance"
 
@@ -44,7 +52,7 @@ class Store:
         """The table at a version, the newest by default; None where there is none yet."""
         with lance_errors(f"{self.label} cannot be opened"):
             try:
-                return lance.dataset(self.path(side), version=version, storage_options=dict(self.storage_options) or None)
+                return lance.dataset(self.path(side), version=version, storage_options=self.options)
             except ValueError as error:
                 if "was not found" in str(error):
                     return None
@@ -116,30 +124,36 @@ def named(table: lance.LanceDataset) -> dict[Side, int]:
 
     None named (another program cleaned the commit away): nothing is known of any file, so the next run reads all of them again.
     """
-    properties = properties_of(table, naming_version(table))
+    properties = properties_of(table, naming_version(table)) or {}
     return {side: int(properties[NAMING + side]) for side in NAMED if NAMING + side in properties}
 
 
 def naming_version(table: lance.LanceDataset) -> int:
     """The newest version up to this one whose commit names side tables; this one where there is none."""
     for version in range(int(table.version), 0, -1):
-        try:
-            if NAMING + "files" in properties_of(table, version):
-                return version
-        except OSError:
+        properties = properties_of(table, version)
+        if properties is None:
             break
+        if NAMING + "files" in properties:
+            return version
     return int(table.version)
 
 
-def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
-    """The properties of the transaction that made a version. Raises OSError where it is cleaned away."""
-    transaction = table.read_transaction(version)
+def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str] | None:
+    """The properties of the transaction that made a version; None where it is cleaned away."""
+    with lance_errors(f"version {version} cannot be read"):
+        try:
+            transaction = table.read_transaction(version)
+        except OSError as error:
+            if "was not found" in str(error):
+                return None
+            raise
     return dict((transaction.transaction_properties if transaction else None) or {})
 
 
 def rows_committed(table: lance.LanceDataset) -> int | None:
     """How many rows the table had after the newest commit of a run; None where that is not known."""
-    rows = properties_of(table, naming_version(table)).get("latent.rows")
+    rows = (properties_of(table, naming_version(table)) or {}).get("latent.rows")
     return int(rows) if rows else None
 
 
@@ -190,7 +204,7 @@ def _write(
             store.path(side),
             mode=mode,
             enable_stable_row_ids=True,
-            storage_options=dict(store.storage_options) or None,
+            storage_options=store.options,
             transaction_properties=properties,
         )
     except OSError as error:
