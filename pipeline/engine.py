@@ -23,7 +23,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from pipeline.errors import EngineError, PipelineError
+from pipeline.errors import EngineError, Failure, PipelineError, one_line, shortened
 from pipeline.schema import Receipt, Shard
 
 log = logging.getLogger("pipeline")
@@ -56,7 +56,8 @@ class Claims(Protocol):
 
 
 class Works(Protocol):
-    def embed(self, shard: Shard) -> Receipt: ...
+    def embed(self, shard: Shard) -> Receipt:
+        """Do a shard. Raises EngineError where its process can do no more: another takes its place."""
 
 
 MakeWorker = Callable[[Claims], Works]
@@ -176,9 +177,10 @@ class Engine:
                     deaths = 0
                     yield Finished(shard, outcome)
                     continue
-                deaths += outcome.died
+                died = outcome.traceback is None
+                deaths += died
                 self._lose(seat, shard, outcome, deaths)
-                if outcome.died and not alone:
+                if died and not alone:
                     suspects.append(shard)
                 elif len(shard) > 1:
                     suspects.extend(shard.split())
@@ -242,10 +244,10 @@ class Engine:
         self._seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
         self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
 
-    def _lose(self, seat: _Seat, shard: Shard, failure: _Failure, deaths: int) -> None:
+    def _lose(self, seat: _Seat, shard: Shard, failure: Failure, deaths: int) -> None:
         """Let go of what a failed shard had claimed, and replace a dead worker. Raises EngineError where too many die in a row."""
         self._claims.give_up.remote(shard.name)
-        if not failure.died:
+        if failure.traceback is not None:
             return
         log.warning("shard %s: %s", shard.name[:8], failure.reason)
         if deaths > self._patience + WINDOW * len(self._seats):  # a lost node fails the windows of all its workers
@@ -292,17 +294,8 @@ class Engine:
                     in_flight[ref] = (seat, shard)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    reason: str
-    traceback: str | None  # None: the worker died
-
-    @property
-    def died(self) -> bool:
-        return self.traceback is None
-
-
-def _outcome(ref: Any) -> Receipt | _Failure:
+def _outcome(ref: Any) -> Receipt | Failure:
+    """What a worker says; without a traceback where it died."""
     import ray
 
     try:
@@ -311,9 +304,10 @@ def _outcome(ref: Any) -> Receipt | _Failure:
         ours = _ours(error)
         if not isinstance(ours, EngineError):
             raise ours from None
-        return _Failure(f"encoding failed: {type(error.cause).__name__}: {error.cause}", ANSI_COLOURS.sub("", str(error)))
+        reason = one_line(f"encoding failed: {type(error.cause).__name__}: {error.cause}")
+        return Failure(reason, shortened(ANSI_COLOURS.sub("", str(error))))
     except ray.exceptions.RayError as error:
-        return _Failure(f"encoding failed: the worker died ({type(error).__name__})", None)
+        return Failure(f"encoding failed: the worker died ({type(error).__name__}), most often for want of memory: see Ray's logs")
     return receipt
 
 
@@ -344,7 +338,11 @@ class _Actor:
     def embed(self, shard: Shard) -> Receipt:
         self.start()
         assert self._worker is not None
-        return self._worker.embed(shard)
+        try:
+            return self._worker.embed(shard)
+        except EngineError:
+            log.exception("shard %s: this process can do no more", shard.name[:8])
+            os._exit(1)
 
 
 class _RemoteClaims:

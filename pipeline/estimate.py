@@ -43,7 +43,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     encoder = Encoder(at.model, device=settings.device, precision=settings.precision, threads=at.config.ray.cpus_per_worker)
     start_s = time.perf_counter() - started
     documents = _sample(outlook, at)
-    chunks = cut(documents, chunker, at.config.source.format)
+    chunks, _ = cut(documents, chunker, at.config.source.format)
     held = vectors_of(at.store, chunks["chunk_hash"].to_pylist(), [None])
     texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
     fresh = [text for h, text in texts.items() if h not in held]

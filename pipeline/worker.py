@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +20,13 @@ from pipeline.chunk import Chunker, chunk_documents, make_chunker
 from pipeline.config import Config
 from pipeline.encode import Encoder
 from pipeline.engine import Claims
-from pipeline.errors import SpecMismatch, UnreadableFile
-from pipeline.schema import QUARANTINE, Receipt, Shard, Spec, table_schema
+from pipeline.errors import Failure, SpecMismatch, UnreadableFile
+from pipeline.schema import QUARANTINE, LocalModel, Receipt, Shard, Spec, table_schema
 from pipeline.source.formats import format_of
 from pipeline.store import Store, vectors_of, write_fragments
+
+NO_PASSAGE = Failure("no passage: the tokenizer finds no token in it")
+NO_VECTOR = Failure("encoding failed: the model gives no finite vector for a passage")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class _Made:
     chunks: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    failed: dict[str, Failure] = field(default_factory=dict)  # by chunk hash
 
 
 class Worker:
@@ -54,17 +58,13 @@ class Worker:
         """Raises ModelError where the model is not on this machine, SpecMismatch where it is another than the driver's."""
         self._job, self._claims = job, claims
         settings = job.config.model
-        local = model.resolve(settings.name, settings.revision, settings.sha256, trust_remote_code=settings.trust_remote_code)
-        if local.digest != job.spec.model_digest:
-            raise SpecMismatch(
-                f"model {local.name} on this worker has digest {local.digest[:12]}, the run began with {job.spec.model_digest[:12]}: "
-                "install the same model on every node"
-            )
+        local = _same_model(job)
         chunk = job.config.chunk
         self._chunker = make_chunker(
             model.tokenizer_file(local), local.max_tokens, chunk.tokens, chunk.overlap, settings.document_prompt
         )
         self._encoder = Encoder(local, device=settings.device, precision=settings.precision, threads=job.config.ray.cpus_per_worker)
+        _same_model(job)  # still, after the many seconds that loading takes
         origin = source.locate(job.config.source.uri)
         self._reader = source.Reader(origin, job.config.source.format, job.config.source, job.metadata)
         self._reading, self._encoding = threading.Lock(), threading.Lock()
@@ -74,11 +74,12 @@ class Worker:
         started = time.perf_counter()
         with self._reading:
             documents, stale = self._read(shard)
-            chunks = cut(documents, self._chunker, self._job.config.source.format)
+            chunks, failed = cut(documents, self._chunker, self._job.config.source.format)
         read = time.perf_counter()
         vectors, made = self._vectors(shard.name, chunks)
         reused = time.perf_counter()
-        rows, quarantined = _rows(documents, chunks, vectors, self._job)
+        failed |= _without_vector(chunks, vectors, made.failed)
+        rows, quarantined = _rows(documents, chunks, vectors, failed, self._job)
         fragments = write_fragments(self._job.store, rows) if rows.num_rows else ()
         return Receipt(
             shard=shard.name,
@@ -120,46 +121,64 @@ class Worker:
             # After the claim: what another shard settled before it is committed by now, so it is found here.
             vectors |= vectors_of(self._job.store, missing, (self._job.base_version, None))
             mine = [h for h in granted if h not in vectors]
-            vectors |= dict(zip(mine, self._encode([texts[h] for h in mine], made), strict=True))
+            vectors |= self._encode({h: texts[h] for h in mine}, made)
             self._claims.publish({h: vectors[h] for h in granted})
             vectors |= self._claims.collect([h for h in missing if h not in vectors])
         return vectors, made
 
-    def _encode(self, texts: list[str], made: _Made) -> np.ndarray:
-        tokens = self._chunker.count(texts) if texts else []
+    def _encode(self, texts: dict[str, str], made: _Made) -> dict[str, np.ndarray]:
+        hashes, passages = list(texts), list(texts.values())
+        tokens = self._chunker.count(passages)
         with self._encoding:
             started = time.perf_counter()
-            vectors = self._encoder.encode([self._chunker.prompt + text for text in texts], tokens)
+            encoded = self._encoder.attempt([self._chunker.prompt + text for text in passages], tokens)
             made.seconds += time.perf_counter() - started
         made.chunks += len(texts)
         made.tokens += sum(tokens)
-        return vectors
+        made.failed |= {hashes[i]: failure for i, failure in encoded.failed.items()}
+        return dict(zip(hashes, encoded.vectors, strict=True))
 
 
-def cut(documents: pa.Table, chunker: Chunker, format: str) -> pa.Table:
-    """The documents' chunks (CHUNKS); Markdown files are cut along their headings and blocks."""
+def _same_model(job: Job) -> LocalModel:
+    settings = job.config.model
+    local = model.resolve(settings.name, settings.revision, settings.sha256, trust_remote_code=settings.trust_remote_code)
+    if local.digest != job.spec.model_digest:
+        raise SpecMismatch(
+            f"model {local.name} on this worker has digest {local.digest[:12]}, the run began with {job.spec.model_digest[:12]}: "
+            "install the same model on every node"
+        )
+    return local
+
+
+def cut(documents: pa.Table, chunker: Chunker, format: str) -> tuple[pa.Table, dict[int, Failure]]:
+    """The documents' chunks (CHUNKS), and what went wrong with those that have none for it.
+
+    Markdown files are cut along their headings and blocks.
+    """
     kinds = [format_of(path) if format == "auto" else format for path in documents["source_file"].to_pylist()]
     return chunk_documents(documents, chunker, [kind == "markdown" for kind in kinds])
 
 
-def _rows(documents: pa.Table, chunks: pa.Table, vectors: dict[str, np.ndarray], job: Job) -> tuple[pa.Table, pa.Table]:
+def _without_vector(chunks: pa.Table, vectors: dict[str, np.ndarray], failed: dict[str, Failure]) -> dict[int, Failure]:
+    """Documents with a passage that has no finite vector."""
+    bad = {h for h, vector in vectors.items() if not np.isfinite(vector).all()}
+    pairs = zip(chunks["document"].to_pylist(), chunks["chunk_hash"].to_pylist(), strict=True) if bad else ()
+    return {i: failed.get(h, NO_VECTOR) for i, h in pairs if h in bad}
+
+
+def _rows(
+    documents: pa.Table, chunks: pa.Table, vectors: dict[str, np.ndarray], failed: dict[int, Failure], job: Job
+) -> tuple[pa.Table, pa.Table]:
     """Rows of the table for all documents that are whole, and QUARANTINE rows for the others."""
-    matrix = np.array([vectors[h] for h in chunks["chunk_hash"].to_pylist()], np.float32).reshape(-1, job.spec.dim)
-    finite = pa.array(np.isfinite(matrix).all(axis=1))
-    of = chunks["document"].combine_chunks()
-    reasons: dict[int, str] = dict.fromkeys(range(documents.num_rows), "no passage: the tokenizer finds no token in it")
-    for i in of.unique().to_pylist():
-        del reasons[i]
-    reasons |= dict.fromkeys(
-        of.filter(pc.invert(finite)).unique().to_pylist(), "encoding failed: the model gives no finite vector for a passage"
-    )
-    whole = pc.invert(pc.is_in(of, value_set=pa.array(list(reasons), pa.int64())))
-    of, kept = of.filter(whole), chunks.filter(whole)
-    matrix = matrix[whole.to_numpy(zero_copy_only=False)]
+    cut_up = set(pc.unique(chunks["document"]).to_pylist())
+    failed = {i: failed.get(i, NO_PASSAGE) for i in range(documents.num_rows) if i in failed or i not in cut_up}
+    kept = chunks.filter(pc.invert(pc.is_in(chunks["document"], value_set=pa.array(list(failed), pa.int64()))))
+    matrix = np.array([vectors[h] for h in kept["chunk_hash"].to_pylist()], np.float32).reshape(-1, job.spec.dim)
     schema = table_schema(job.spec, job.metadata)
-    doc = documents.take(of)
-    count = len(of)
-    values = {name: doc[name] for name in ("doc_id", "doc_hash", "source_file", *job.metadata.names)}
+    own = ["doc_id", "doc_hash", "source_file", *job.metadata.names]
+    doc = documents.select(own).take(kept["document"])  # without the text, which would be there once a passage
+    count = kept.num_rows
+    values = {name: doc[name] for name in own}
     values |= {name: kept[name] for name in ("chunk_index", "text", "chunk_hash", "char_start", "char_end")}
     values["chunk_id"] = pc.binary_join_element_wise(doc["doc_id"], kept["chunk_index"].cast(pa.string()), "#")
     vector_type = schema.field("vector").type
@@ -168,7 +187,8 @@ def _rows(documents: pa.Table, chunks: pa.Table, vectors: dict[str, np.ndarray],
     values["run_id"] = pa.array([job.run_id] * count, pa.string())
     values["embedded_at"] = pa.array([dt.datetime.now(dt.UTC)] * count, schema.field("embedded_at").type)
     rows = pa.table([values[name] for name in schema.names], schema=schema)
-    return rows, quarantine_rows(documents.take(pa.array(list(reasons), pa.int64())), list(reasons.values()), None, job.run_id)
+    lost = [quarantine_rows(documents[i : i + 1], [f.reason], f.traceback, job.run_id) for i, f in failed.items()]
+    return rows, pa.concat_tables([QUARANTINE.empty_table(), *lost])
 
 
 def quarantine_rows(documents: pa.Table, reasons: list[str], traceback: str | None, run_id: str) -> pa.Table:

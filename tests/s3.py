@@ -23,7 +23,6 @@ REFUSALS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "403": (403
 KINDS = (*REFUSALS, "drop", "lost", "stall", "late", "cut")
 STALL_S = 5.0  # past the timeouts of both sides: PATIENCE for the table, 3 s for the source
 PATIENCE = {"timeout": "3s", "client_max_retries": "3", "client_retry_timeout": "4", "lance_aimd_max_retries": "0"}
-SERVER_START_S = 60.0
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIATESTKEYOFTHESTORE",
     "AWS_SECRET_ACCESS_KEY": "secret-of-the-store",
@@ -48,12 +47,15 @@ class S3Server:
         else:
             raise RuntimeError(f"the S3 server ended with code {self._process.wait()}")
         # One line a request: read them, or the pipe fills and the server stands still.
-        threading.Thread(target=self._process.stderr.read, daemon=True).start()
+        self._drain = threading.Thread(target=self._process.stderr.read, daemon=True)
+        self._drain.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._process.terminate()
-        self._process.wait()
+        self._drain.join()
+        with self._process:  # waits, and closes the pipe
+            pass
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
         """Status and body of one request, past any proxy."""

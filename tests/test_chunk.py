@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+from tokenizers import Tokenizer, models
 
-from pipeline.chunk import CHUNKS, Chunker, chunk_documents, make_chunker
-from pipeline.errors import ConfigError
+from pipeline.chunk import CHARS_A_TOKEN, CHUNKS, Chunker, chunk_documents, make_chunker
+from pipeline.errors import ConfigError, ModelError
 from pipeline.model import resolve, tokenizer_file
 from pipeline.schema import digest
 
@@ -44,6 +45,8 @@ words = st.sampled_from(
         "cats",
         "unaffable",
         "Donaudampfschifffahrt",
+        "unheard" * 14,  # as long as a word may be that the tokenizer knows the parts of
+        "unheard" * 300,
         "naïve",
         "cafe\u0301s",
         "漢字仮名交じり文",
@@ -64,7 +67,7 @@ settings_of_chunks = st.sampled_from([(16, 0, ""), (16, 5, ""), (32, 8, "passage
 
 @LAW
 @given(texts, settings_of_chunks, st.booleans())
-def test_spans_are_exact_and_in_order_and_leave_out_nothing_but_white_space(text, how, markdown):
+def test_spans_are_exact_and_in_order_and_leave_out_only_what_has_no_token(text, how, markdown):
     end, left_out, previous = 0, "", -1
     for start, passage in chunker(*how).spans(text, markdown=markdown):
         assert text[start : start + len(passage)] == passage
@@ -72,26 +75,27 @@ def test_spans_are_exact_and_in_order_and_leave_out_nothing_but_white_space(text
         assert passage.strip() or not passage.isspace()
         left_out += text[end:start]
         end, previous = max(end, start + len(passage)), start
-    assert not (left_out + text[end:]).strip()
+    left_out += text[end:]
+    assert not left_out.strip() or not chunker(*how).tokenizer.encode(left_out, add_special_tokens=False).ids
 
 
 @LAW
 @given(texts, settings_of_chunks, st.booleans())
-def test_no_passage_of_several_words_has_more_tokens_than_asked_for(text, how, markdown):
+def test_no_passage_has_more_tokens_than_asked_for_or_more_characters_than_they_may_have(text, how, markdown):
     tokens, _, prompt = how
     for _, passage in chunker(*how).spans(text, markdown=markdown):
-        assert len(tokenizer().encode(prompt + passage)) <= tokens or len(passage.split()) == 1
+        assert len(tokenizer().encode(prompt + passage)) <= tokens
+        assert len(passage) <= CHARS_A_TOKEN * tokens
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(texts, max_size=3), settings_of_chunks)
 def test_passages_are_numbered_from_0_in_each_document_and_cutting_twice_gives_the_same(documents, how):
     table = pa.table({"text": pa.array(documents, pa.string())})
-    chunks = chunk_documents(table, chunker(*how), [i % 2 == 0 for i in range(len(documents))])
-    assert chunks.schema == CHUNKS
-    assert chunks == chunk_documents(
-        table, make_chunker(default_tokenizer(), 256, *how), [i % 2 == 0 for i in range(len(documents))]
-    )
+    marked = [i % 2 == 0 for i in range(len(documents))]
+    chunks, failed = chunk_documents(table, chunker(*how), marked)
+    assert (chunks.schema, failed) == (CHUNKS, {})
+    assert (chunks, failed) == chunk_documents(table, make_chunker(default_tokenizer(), 256, *how), marked)
     for i in range(len(documents)):
         own = chunks.filter(pa.compute.equal(chunks["document"], i))
         assert own["chunk_index"].to_pylist() == list(range(own.num_rows))
@@ -109,8 +113,8 @@ def test_truncate_keeps_one_passage_that_ends_with_a_word_and_has_the_models_tok
     ((start, passage),) = chunker("truncate", 0, prompt, 16).spans(text)
     assert start == 0
     assert text.startswith(passage)
-    assert tokenizer(16).encode(prompt + passage).ids == tokenizer(16).encode(prompt + text).ids
-    assert len(passage) == len(text) or not re.match(r"\w", text[len(passage)])
+    assert tokenizer(16).encode(prompt + passage).ids == tokenizer(16).encode(prompt + text[: CHARS_A_TOKEN * 16]).ids
+    assert len(passage) in {len(text), CHARS_A_TOKEN * 16} or not re.match(r"\w", text[len(passage)])
     assert len(tokenizer().encode(prompt + re.sub(r"\w*$", "", passage)).ids) <= 16  # but for its last word, the model reads it all
 
 
@@ -139,6 +143,87 @@ def test_neighbours_share_text_where_overlap_is_asked_for_and_none_otherwise(tex
 def test_a_heading_of_markdown_stays_with_what_it_heads(markdown, second):
     text = "Words before.\n\n# One\n\nA short part of five words.\n\n# Two\n\nAnother part of five words."
     assert [passage for _, passage in chunker(16).spans(text, markdown=markdown)][1:] == [second]
+
+
+# --- texts that would take hours, or all memory, if they were taken whole ---------------------------------------------
+
+
+def splitter(markdown: bool) -> TextSplitter | MarkdownSplitter:
+    kind = MarkdownSplitter if markdown else TextSplitter
+    return kind.from_huggingface_tokenizer(tokenizer(), 64 - 2, overlap=8)
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_a_text_read_window_by_window_is_cut_where_it_would_be_if_read_at_once(markdown):
+    parts = itertools.cycle(
+        [SENTENCES, SENTENCES.replace(". ", ".\n"), "- one\n- two three", f"# {SENTENCES[:30]}", "a | b | c " * 9]
+    )
+    text = "\n\n".join(f"{part} {n}" for n, part in zip(range(200), parts, strict=False))
+    assert len(text) > 4 * CHARS_A_TOKEN * 64
+    assert list(chunker(64, 8).spans(text, markdown=markdown)) == splitter(markdown).chunk_indices(text)
+
+
+GIANTS = {
+    "word": "x" * 300_000,
+    "ideographs": "漢字" * 5_000,
+    "quotes": "> " * 10_000,
+    "lines": "\n" * 300_000 + "end",
+    "spaces": "start" + " " * 300_000,
+    "invisible-lines": "start " + "\u200b\n" * 50_000 + " end",
+    "control-lines": "\x01\n" * 50_000 + "end",
+    "accents": "e" + "\u0301" * 300_000,
+    "emoji": "🙂" * 100_000,
+    "brackets": "[" * 10_000,
+}
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+@pytest.mark.parametrize("name", GIANTS)
+def test_a_text_of_one_thing_over_and_over_is_cut_into_passages_like_any(name, markdown):
+    text, end, left_out = GIANTS[name], 0, ""
+    for start, passage in chunker(256, 32).spans(text, markdown=markdown):
+        assert passage == text[start : start + len(passage)]
+        assert len(tokenizer().encode(passage)) <= 256
+        assert len(passage) <= CHARS_A_TOKEN * 256
+        left_out += text[end:start]
+        end = start + len(passage)
+    assert len(tokenizer().encode(left_out + text[end:], add_special_tokens=False)) == 0  # what is left out says nothing
+
+
+def test_truncate_reads_no_more_of_a_word_without_end_than_a_passage_may_have():
+    ((_, passage),) = chunker("truncate", 0, "passage: ", 16).spans("word " + "x" * 5_000_000)
+    assert len(passage) == CHARS_A_TOKEN * 16
+
+
+# --- tokenizers that fail -------------------------------------------------------------------------------------------
+
+
+def strict() -> Tokenizer:
+    """Knows one word, and fails on all others."""
+    return Tokenizer(models.WordLevel({"known": 0}, unk_token="[UNK]"))
+
+
+@pytest.mark.parametrize("panics", [True, False])
+def test_a_text_that_the_tokenizer_fails_on_or_panics_at_is_told_and_the_others_are_cut(panics):
+    cuts = TextSplitter.from_huggingface_tokenizer(strict(), 1)  # panics where its tokenizer fails
+    fragile = Chunker(cuts, None, tokenizer() if panics else strict(), "", None, 3)
+    text = "an unheard-of text of words" if panics else "unheard"
+    chunks, failed = chunk_documents(pa.table({"text": ["known", text, "known"]}), fragile, [False] * 3)
+    assert chunks["document"].to_pylist() == [0, 2]
+    assert list(failed) == [1]
+    assert failed[1].reason.startswith("chunking failed: PanicException" if panics else "chunking failed: Exception")
+    assert "Traceback" in failed[1].traceback
+
+
+def test_a_text_that_the_tokenizer_fails_on_counts_nothing_and_the_others_what_they_have():
+    fragile = Chunker(None, None, strict(), "", None)
+    assert fragile.count(["known", "unheard", "known"]) == [1, 0, 1]
+
+
+def test_a_tokenizer_that_does_not_load_is_one_line_that_names_the_file(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(ModelError, match=r"^.*tokenizer\.json: no tokenizer: .*: download the model again$"):
+        make_chunker(str(tmp_path / "tokenizer.json"), 256, 64, 0)
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("word", 3), ("", 2), ("word " * 1000, 256)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pipeline.chunk import Chunker, make_chunker
 from pipeline.encode import Encoder, actual_precision, batches, best_device
-from pipeline.errors import ModelError
+from pipeline.errors import EngineError, ModelError
 from pipeline.model import resolve, tokenizer_file
 from pipeline.schema import LocalModel
 
@@ -94,6 +95,75 @@ def test_a_text_without_a_finite_direction_has_a_row_of_nan_and_its_neighbours_a
     texts = ["one", "one nan", "huge", "zero", "", "one one"]
     vectors = Encoder(resolve(str(tmp_path)), device="cpu").encode(texts, [1, 2, 1, 1, 0, 2])
     np.testing.assert_allclose(vectors, [[0.6, 0.8, 0], *[[np.nan] * 3] * 4, [0.6, 0.8, 0]], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A transformer whose tokenizer knows one word more than its weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", "one", "two", "beyond"])}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder / "bare")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 40}
+    BertModel(BertConfig(vocab_size=4, **shape)).save_pretrained(folder / "bare")
+    SentenceTransformer(modules=[Transformer(str(folder / "bare")), Pooling(16)], device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+def test_a_text_that_the_model_fails_on_stands_alone_with_the_traceback_and_its_neighbours_are_whole(tiny):
+    encoder = Encoder(resolve(str(tiny)), device="cpu")
+    texts = ["one", "two one", "one beyond", "two", "beyond", "one two"]
+    made = encoder.attempt(texts, [1, 2, 2, 1, 1, 2])
+    assert sorted(made.failed) == [2, 4]
+    assert all("index out of range" in failure.reason and "Traceback" in failure.traceback for failure in made.failed.values())
+    assert np.isnan(made.vectors).all(axis=1).tolist() == [i in made.failed for i in range(6)]
+    np.testing.assert_allclose(
+        made.vectors[[0, 1, 3, 5]], encoder.encode(["one", "two one", "two", "one two"], [1, 2, 1, 2]), atol=1e-6
+    )
+
+
+LAST_STRAW = """
+import torch
+
+class LastStraw(torch.nn.Module):
+    lost = False
+
+    def forward(self, features):
+        self.lost |= bool((features["input_ids"] == 3).any())
+        if self.lost:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return features
+
+    @classmethod
+    def load(cls, *args, **kwargs):
+        return cls()
+"""
+
+
+def test_a_device_that_is_lost_is_no_texts_fault(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "m"))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "9").mkdir()
+    (folder / "straw.py").write_text(LAST_STRAW)
+    (folder / "modules.json").write_text(json.dumps([*modules, {"idx": 9, "name": "9", "path": "9", "type": "straw.LastStraw"}]))
+    encoder = Encoder(resolve(str(folder), trust_remote_code=True), device="cpu")
+    assert np.isfinite(encoder.encode(["one"], [1])).all()
+    with pytest.raises(EngineError, match=r"cpu fails on whatever it is given: .*device-side assert"):
+        encoder.encode(["one", "two"], [1, 1])
+
+
+def test_a_loaded_model_stays_as_it_was_when_its_files_are_written_over(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "m"))
+    encoder = Encoder(resolve(str(folder)), device="cpu")
+    before = encoder.encode(["one two"], [2])
+    with (folder / "model.safetensors").open("r+b") as weights:
+        size = weights.seek(0, 2)
+        weights.seek(size // 8)
+        weights.write(bytes(size - size // 8))
+        weights.truncate(size // 2)
+    np.testing.assert_array_equal(encoder.encode(["one two"], [2]), before)
 
 
 @settings(deadline=None)

@@ -44,6 +44,19 @@ class Fragile:
         return receipt(shard.name)
 
 
+class Losing:
+    """A worker that can do nothing more once it has met some document, like one whose GPU is lost."""
+
+    def __init__(self, claims: Claims) -> None:
+        self._lost = False
+
+    def embed(self, shard: Shard) -> Receipt:
+        self._lost |= "breaking" in shard.documents()["doc_id"].to_pylist()
+        if self._lost:
+            raise EngineError("cuda fails on whatever it is given")
+        return receipt(shard.name)
+
+
 class Refusing:
     """A worker that cannot load its model."""
 
@@ -94,6 +107,13 @@ def test_documents_that_kill_or_fail_stand_alone_in_the_end_and_all_others_finis
     assert reasons["deadly-1"][0].startswith("encoding failed: the worker died")
     assert "ValueError: cannot take bad-1" in reasons["bad-1"][0]
     assert "test_engine.py" in reasons["bad-1"][1]
+
+
+def test_a_process_that_can_do_no_more_is_replaced_and_only_the_document_that_broke_it_is_blamed() -> None:
+    with Engine(Crew(most=1), Losing, 4) as engine:
+        outcomes = list(engine.work([shard("a", "b"), shard("c", "breaking"), shard("d"), shard("e", "f")]))
+    assert names_of(outcomes, Casualty) == ["breaking"]
+    assert names_of(outcomes, Finished) == ["a", "b", "c", "d", "e", "f"]
 
 
 def test_workers_that_die_of_everything_end_the_work_with_one_error() -> None:

@@ -151,6 +151,27 @@ def test_the_digest_moves_with_each_file_that_decides_a_vector_and_with_no_other
     assert (resolve(str(folder)).digest != before) is moves
 
 
+def test_the_digest_moves_with_the_models_own_code_where_it_is_trusted(tmp_path, bare):
+    folder = saved("static", bare, tmp_path / "m")
+    digests = [resolve(str(folder), trust_remote_code=trusted).digest for trusted in (False, True)]
+    (folder / "modeling.py").write_text("SCALE = 2")
+    assert resolve(str(folder)).digest == digests[0] == digests[1]
+    assert resolve(str(folder), trust_remote_code=True).digest != digests[1]
+
+
+def test_code_that_lies_in_another_repository_is_refused_even_where_it_is_trusted(tmp_path, bare):
+    folder = saved("static", bare, tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": ["other/code--modeling.Mine", None]}}))
+    with pytest.raises(ModelError, match=r"config\.json takes code from other/code.*put the code into the model's folder$"):
+        resolve(str(folder), trust_remote_code=True)
+
+
+def test_a_static_model_has_no_limit_whatever_its_tokenizer_says(tmp_path, bare):
+    folder = saved("static", bare, tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 20}')
+    assert resolve(str(folder)).max_tokens is None
+
+
 def test_the_digest_does_not_hang_on_where_the_model_lies(tmp_path, bare):
     folder = saved("static", bare, tmp_path / "m")
     shutil.copytree(folder, tmp_path / "elsewhere")

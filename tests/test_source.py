@@ -26,6 +26,7 @@ from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
 from pipeline.schema import FileState, Slice
 from pipeline.source import Origin, Reader, list_files, locate, metadata_schema, reading_hash, sight
 from pipeline.source.documents import BATCH_CHARS, BATCH_DOCUMENTS
+from pipeline.source.formats import _lines
 from pipeline.source.listing import LOCAL_TICK_NS
 
 ROWS = [
@@ -604,13 +605,34 @@ def test_the_first_batch_arrives_before_the_file_is_read(tmp_path, name):
 
 
 def test_long_documents_do_not_add_up_in_a_batch(tmp_path):
-    rows = [{"id": str(i), "text": "x" * (BATCH_CHARS // 3)} for i in range(7)]
+    rows = [{"id": str(i), "text": "x " * (BATCH_CHARS // 6)} for i in range(7)]
     path = put(tmp_path / "x.jsonl", encoded("x.jsonl", rows))
     origin = locate(str(path))
     (file,) = list_files(origin, "auto").files
     sizes = [batch.num_rows for batch in Reader(origin, "auto", Source(), pa.schema([])).batches(file)]
     assert max(sizes) <= 4
     assert sum(sizes) == 7
+
+
+@pytest.mark.parametrize("held", ["text", "metadata"])
+def test_long_cells_of_parquet_are_not_all_read_at_once(tmp_path, held):
+    rows = [{"id": str(i), "text": "x", "m": "x"} | {"text" if held == "text" else "m": f"{i} " * (4 << 20)} for i in range(24)]
+    put(tmp_path / "x.parquet", encoded("x.parquet", rows))
+    origin = locate(str(tmp_path))
+    (file,) = list_files(origin, "auto").files
+    counted, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(counted)
+    try:
+        batches = Reader(origin, "auto", Source(metadata=["m"]), pa.schema([("m", pa.string())])).batches(file)
+        assert sum(batch.num_rows for batch in batches) == 24
+    finally:
+        pa.set_memory_pool(usual)
+    assert counted.max_memory() < 24 * (8 << 20)
+
+
+def test_of_a_line_without_end_only_a_part_is_held_and_the_next_line_is_whole():
+    stream = io.BufferedReader(io.BytesIO(b"short\n" + b"x" * 100 + b"\nexact" + b"y" * 14 + b"\nlast"))
+    assert list(_lines(stream, most=20)) == [b"short\n", b"x" * 20, b"exact" + b"y" * 14 + b"\n", b"last"]
 
 
 # --- stores ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,12 +17,16 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
 from pipeline.schema import DOCUMENT_FIELDS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, digest
-from pipeline.source.formats import DAMAGED, FORMATS, BadRow, Columns, Format, Record, format_of
+from pipeline.source.formats import DAMAGED, FORMATS, BadRow, Columns, Format, Record, format_of, stored_type
 from pipeline.source.listing import Origin, current_state, first_line
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARS = 8 << 20  # a batch ends past this, so that long documents do not add up
 INFERENCE_FILES, INFERENCE_ROWS = 8, 1000  # looked at for the types of metadata in JSONL and CSV
+ID_CHARS = 16_384  # an id stands in each row twice, and in each description of a shard
+TEXT_CHARS = 100_000_000  # the Bible has 4 million; a document is held whole, several times over
+WORD_CHARS = 1_000_000  # of a text's longest word: longer ones are data taken for text, and no vector tells anything of them
+WORD = re.compile(r"\w*")
 
 
 class Reader:
@@ -77,7 +82,7 @@ class Reader:
             for row, raw in rows:
                 document = _document(row, kind, file.path, self._columns, raw)
                 batch.append(document)
-                chars += len(document.text or "")
+                chars += len(document.text or "") + sum(len(cell) for cell in document.metadata if isinstance(cell, bytes | str))
                 if len(batch) >= BATCH_DOCUMENTS or chars >= BATCH_CHARS:
                     yield _typed_batch(batch, self._fields, self.schema)
                     batch, chars = [], 0
@@ -139,14 +144,9 @@ def _parquet_types(origin: Origin, file: FileState, columns: Columns) -> pa.Sche
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
-    """The type a parquet column has in the table."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    return kind
+    """The type a column has in the table."""
+    stored = stored_type(kind)
+    return pa.string() if stored is None else stored
 
 
 def _sample(origin: Origin, kind: Format, file: FileState, columns: Columns, samples: dict[str, list[object]]) -> None:
@@ -169,13 +169,24 @@ def _number(cell: object) -> object:
 
 
 def _inferred(values: list[object]) -> pa.DataType:
-    """The narrowest type that holds all values, string where they are of several kinds."""
-    with contextlib.suppress(*_UNFIT):
-        return _stored(pa.array(values).type)
+    """The narrowest type that holds all values but those that no column holds; string where they are of several kinds."""
+    for some in (values, [value for value in values if _holdable(value)]):
+        with contextlib.suppress(*_UNFIT):
+            return _stored(pa.array(some).type)
     return pa.string()
 
 
+def _holdable(value: object) -> bool:
+    with contextlib.suppress(*_UNFIT):
+        return stored_type(pa.array([value]).type) is not None
+    return False
+
+
 # --- one document ---------------------------------------------------------------------------------------------------
+
+
+SHORT = reprlib.Repr()  # quotes of a long or deep value a part, and computes no more
+SHORT.maxstring = SHORT.maxother = 80
 
 
 class _Document(NamedTuple):
@@ -207,6 +218,8 @@ def _identity(value: object) -> str:
         raise BadRow("id is null" if value is None else f"id is of type {type(value).__name__}, wanted a string or a whole number")
     if not name:
         raise BadRow("id is empty")
+    if len(name) > ID_CHARS:
+        raise BadRow(f"id has {len(name)} characters, wanted at most {ID_CHARS}")
     return name
 
 
@@ -220,7 +233,27 @@ def _text(record: Record) -> str:
     text = "\n\n".join(part for part in parts if part)
     if not text.strip():
         raise BadRow("text is empty")
+    if len(text) > TEXT_CHARS:
+        raise BadRow(f"text has {len(text)} characters, wanted at most {TEXT_CHARS}: split the document")
+    if length := _length_of_giant(text):
+        raise BadRow(f"text holds a word of {length} characters, wanted at most {WORD_CHARS}: no text but data")
     return text
+
+
+def _length_of_giant(text: str) -> int:
+    """The length of the first word of more than WORD_CHARS, 0 where there is none. Looks at a place of each half that length."""
+    half = WORD_CHARS // 2
+    for at in range(0, len(text), half):
+        behind = _word(text, at)
+        if behind >= half and (length := _word(text[max(at - half, 0) : at][::-1], 0) + behind) > WORD_CHARS:
+            return length
+    return 0
+
+
+def _word(text: str, at: int) -> int:
+    """How many characters of one word stand there."""
+    word = WORD.match(text, at)
+    return word.end() - at if word else 0
 
 
 def _unicode(value: bytes | str, what: str) -> str:
@@ -244,7 +277,7 @@ def _typed_batch(documents: list[_Document], fields: pa.Schema, schema: pa.Schem
         array, bad = _typed([d.metadata[i] for d in documents], field.type)
         columns.append(array)
         for at, value in bad.items():
-            problems[at] = problems[at] or f"metadata column {field.name!r} holds {value!r:.80}, wanted {field.type}"
+            problems[at] = problems[at] or f"metadata column {field.name!r} holds {SHORT.repr(value)}, wanted {field.type}"
             texts[at] = None
     values = zip(texts, *(column.to_pylist() for column in columns), strict=True)
     hashes = [
@@ -261,11 +294,18 @@ def _finite(cell: object) -> object:
     return repr(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
-_UNFIT = (pa.ArrowException, UnicodeError, TypeError, OverflowError)  # what Arrow raises for a value that does not fit a type
+# What Arrow raises for a value that does not fit a type.
+_UNFIT = (pa.ArrowException, UnicodeError, TypeError, OverflowError, RecursionError)
 
 
 def _typed(values: list[object], kind: pa.DataType) -> tuple[pa.Array, dict[int, object]]:
     """The values as a column of this type, and those (by position) that cannot be; these become null."""
+    bad = {i: value for i, value in enumerate(values) if _loses(value, kind)} if pa.types.is_nested(kind) else {}
+    if not pa.types.is_nested(kind):
+        values = [None if _says_nothing(value) else value for value in values]
+    if bad:
+        array, _ = _typed([None if i in bad else value for i, value in enumerate(values)], kind)
+        return array, bad
     with contextlib.suppress(*_UNFIT):
         return pa.array(values, kind), {}
     # Value by value where kinds are mixed: Arrow finds one kind for all, and so a value would depend on its neighbours.
@@ -276,6 +316,20 @@ def _typed(values: list[object], kind: pa.DataType) -> tuple[pa.Array, dict[int,
         return pa.nulls(1, kind), dict(enumerate(values))
     singles = [_typed([value], kind) for value in values]
     return pa.concat_arrays([array for array, _ in singles]), {i: values[i] for i, (_, bad) in enumerate(singles) if bad}
+
+
+def _loses(value: object, kind: pa.DataType) -> bool:
+    """Whether Arrow would leave something of the value out without a word: what stands under a key that the type does not have."""
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        kinds = {field.name: field.type for field in kind}
+        return any(_loses(inner, kinds[key]) if key in kinds else not _says_nothing(inner) for key, inner in value.items())
+    if isinstance(value, list) and not pa.types.is_map(kind) and pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+        return any(_loses(inner, kind.value_type) for inner in value)
+    return False
+
+
+def _says_nothing(value: object) -> bool:
+    return value is None or value in ({}, [])
 
 
 def _through(rows: Iterator[tuple[int, Any]], last: int) -> Iterator[tuple[int, Any]]:

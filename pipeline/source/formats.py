@@ -38,7 +38,10 @@ SUFFIXES = {
 PLAIN = ("text", "markdown")  # a file is a document
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 BUFFER_BYTES = 1 << 20
-SAMPLE_ROWS = 100  # of a JSONL file, in which a wanted key must occur
+SAMPLE_ROWS, SAMPLE_BYTES = 100, 8 << 20  # of a JSONL file, in which a wanted key must occur
+LINE_BYTES = 512 << 20  # of JSONL at most: what is longer is no line of documents, and would have to be held whole
+ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 16 << 20  # of Parquet, whichever is less
+NESTING = 16  # of lists and objects in a metadata column; Arrow, Lance and JSON each have a limit of their own
 
 
 class Columns(Protocol):
@@ -123,7 +126,8 @@ def _parquet_rows(filesystem: fs.FileSystem, path: str, columns: Columns, start:
             if row + rows <= start:
                 row += rows
                 continue
-            for batch in file.iter_batches(1024, row_groups=[group], columns=list(dict.fromkeys(wanted))):
+            at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE * rows // max(file.metadata.row_group(group).total_byte_size, 1)))
+            for batch in file.iter_batches(at_once, row_groups=[group], columns=list(dict.fromkeys(wanted))):
                 cells = {name: _cells(_plain(batch[name])) for name in batch.schema.names}
                 for i in range(batch.num_rows):
                     yield row + i, _record(columns, {name: values[i] for name, values in cells.items()})
@@ -131,20 +135,20 @@ def _parquet_rows(filesystem: fs.FileSystem, path: str, columns: Columns, start:
 
 
 class Unfit:
-    """A cell that Python has no value for, such as a time beyond the year 9999: fits no column."""
+    """A cell that Python has no value for, such as a time beyond the year 9999 or a list of strings that are not UTF-8: fits no column."""
 
     def __init__(self, kind: pa.DataType) -> None:
         self._kind = kind
 
     def __repr__(self) -> str:
-        return f"a {self._kind} out of range"
+        return f"a {self._kind} that is out of range or not UTF-8"
 
 
 def _cells(column: pa.Array) -> list[Any]:
     """The column's values; those that cannot be are `Unfit`."""
     try:
         return list(column.to_pylist())
-    except (OverflowError, ValueError):
+    except (OverflowError, ValueError, LookupError):
         if len(column) == 1:
             return [Unfit(column.type)]
         return [cell for i in range(len(column)) for cell in _cells(column.slice(i, 1))]
@@ -164,16 +168,54 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Strings as bytes, since a file may claim UTF-8 and hold something else; times to the microsecond that Python holds."""
+    """Strings as bytes, since a file may claim UTF-8 and hold something else; times as they are stored."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type):
         return column.cast(pa.binary())
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         return column.cast(pa.large_binary())
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    return column
+    kind = stored_type(column.type)
+    return column if kind is None or kind == column.type else column.cast(kind, safe=False)
+
+
+def stored_type(kind: pa.DataType, depth: int = 0) -> pa.DataType | None:
+    """The type that a column of this one has in the table: times to the microsecond that Python holds, in a zone that it knows.
+
+    None where the type says nothing (null, an object without keys) or is nested too deep.
+    """
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind) or depth > NESTING:
+        return None
+    if pa.types.is_struct(kind):
+        fields = [field.with_type(inner) for field in kind if (inner := stored_type(field.type, depth + 1)) is not None]
+        return pa.struct(fields) if fields else None
+    if pa.types.is_list(kind):
+        item = stored_type(kind.value_type, depth + 1)
+        return item and pa.list_(kind.value_field.with_type(item))
+    return _stored_scalar(kind)
+
+
+def _stored_scalar(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us" if kind.unit == "ns" else kind.unit, kind.tz and _known_zone(kind.tz))
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    return pa.time64("us") if pa.types.is_time64(kind) else kind
+
+
+def _known_zone(zone: str) -> str:
+    """The time zone, UTC in place of one that is not known here: the instants are the same."""
+    try:
+        pa.scalar(0, pa.timestamp("us", zone)).as_py()
+    except (LookupError, ValueError):
+        return "UTC"
+    return zone
 
 
 def _parquet_record(path: str, columns: Columns, raw: Record) -> Record:
@@ -185,18 +227,32 @@ def _parquet_record(path: str, columns: Columns, raw: Record) -> Record:
 
 def _jsonl_rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: int) -> Iterator[tuple[int, bytes]]:
     with _open(filesystem, path) as stream:
-        lines = enumerate(stream)
-        head = list(itertools.islice(lines, SAMPLE_ROWS))
+        lines = enumerate(_lines(stream))
+        head, size = [], 0
+        for row, line in lines:
+            head.append((row, line))
+            size += len(line)
+            if len(head) == SAMPLE_ROWS or size > SAMPLE_BYTES:
+                break
         keys = dict.fromkeys(key for _, line in head for key in _keys(line))
         if keys:
             _require([columns.id, *columns.text_columns], keys, path)
         for row, line in itertools.chain(head, lines):
             if row == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901 the mark some editors write
-            if not line.endswith(b"\n") and line.strip() and not _is_json(line):
+            if not line.endswith(b"\n") and len(line) < LINE_BYTES and line.strip() and not _is_json(line):
                 raise UnreadableFile(f"cut off in line {row + 1}")
             if row >= start and line.strip():
                 yield row, line
+
+
+def _lines(stream: io.BufferedReader, most: int = LINE_BYTES) -> Iterator[bytes]:
+    """The lines; of one that is longer than `most` only its beginning of that length."""
+    while line := stream.readline(most):
+        rest = line
+        while len(rest) == most and not rest.endswith(b"\n"):
+            rest = stream.readline(most)
+        yield line
 
 
 def _keys(line: bytes) -> list[str]:
@@ -208,14 +264,17 @@ def _keys(line: bytes) -> list[str]:
 
 
 def _is_json(line: bytes) -> bool:
+    """Whether the line is whole, if perhaps not in UTF-8."""
     try:
-        json.loads(line)
+        json.loads(line.decode(errors="replace"))
     except (ValueError, RecursionError):
         return False
     return True
 
 
 def _jsonl_record(path: str, columns: Columns, line: bytes) -> Record:
+    if len(line) >= LINE_BYTES:
+        raise BadRow(f"a line of more than {LINE_BYTES} bytes")
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as strict:
