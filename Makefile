@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check pins audit clean
+.PHONY: run test check faults pins audit clean
 
 run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect flow, and three searches
 	$(BIN)/latent run --flow
@@ -17,6 +17,9 @@ check: .venv/ready-dev  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+faults: .venv/ready-dev  ## the promise under some hundreds of kills and meetings of two writers, with a table
+	$(BIN)/python tests/faults/harness.py
 
 data/sample: | .venv/ready
 	$(BIN)/latent init --sample

@@ -1,0 +1,335 @@
+"""A process that does one command on a table and is struck down, or held, at a named point of its way.
+
+The points are put in at run time, in this process or in its Ray workers only: the product holds no hooks. Each is the nth pass through a function, seen
+from before it, after it, or within it: there a thread watches the files that the call makes, or waits so many milliseconds. Linux only: looks into /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import functools
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# What takes seconds to import and starts no thread, so that a process forked after it costs a quarter of a second. Never Lance: it must not be forked.
+PRELOADED = [
+    "sentence_transformers",
+    "pytest",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "pydantic_settings",
+    "semantic_text_splitter",
+    "lance_namespace",
+]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on the way of a document: a pass through a function."""
+
+    room: str  # module, or module:class
+    name: str
+    when: Literal["before", "after", "within"]
+    watch: str = ""  # within: folders, as a glob below the tables', whose listing changes; "": nothing but time
+
+
+POINTS = {
+    "listed": Point("pipeline.source", "list_files", "after"),
+    "mid-read": Point("pipeline.source.documents", "_document", "before"),
+    "tables made": Point("lance", "write_dataset", "after"),
+    "mid-making": Point("lance", "write_dataset", "within", "*.lance/*"),
+    "mid-lease": Point("pipeline.store.lease:Lease", "_take", "within", "*_runs.lance/_*"),
+    "leased": Point("pipeline.store.lease:Lease", "_take", "after"),
+    "fenced": Point("pipeline.store.history", "fence", "after"),
+    "run noted": Point("pipeline.store", "write_runs", "after"),
+    "encoded": Point("pipeline.encode:Encoder", "encode", "after"),
+    "mid-fragment": Point("pipeline.worker", "write_fragments", "within", "*.lance/data"),
+    "fragment written": Point("pipeline.worker", "write_fragments", "after"),
+    "before commit": Point("pipeline.store", "commit", "before"),
+    "mid-sides": Point("pipeline.store.commits", "write_side", "within", "*.lance/_*"),
+    "sides written": Point("pipeline.store.commits", "write_side", "after"),
+    "commit checked": Point("pipeline.store.commits", "make_version", "before"),
+    "mid-commit: transaction": Point("pipeline.store.commits", "make_version", "within", "*.lance/_transactions"),
+    "mid-commit: version": Point("pipeline.store.commits", "make_version", "within", "*.lance/_versions"),
+    "mid-commit: any instant": Point("pipeline.store.commits", "make_version", "within"),
+    "committed": Point("pipeline.store.commits", "make_version", "after"),
+    "all committed": Point("pipeline.store", "write_runs", "before"),
+    "lease to give back": Point("pipeline.store.lease:Lease", "__exit__", "before"),
+    "orphans listed": Point("pipeline.store", "leftovers", "after"),
+    "before compaction": Point("pipeline.store", "update_indexes", "before"),
+    "mid-index": Point("pipeline.store", "update_indexes", "within", "*.lance/_indices"),
+    "mid-compaction": Point("pipeline.store", "update_indexes", "within", "*.lance/data"),
+    "compacted": Point("pipeline.store", "update_indexes", "after"),
+    "mid-clean-up": Point("pipeline.store", "clean_up", "within", "*.lance/*"),
+    "versions dropped": Point("lance:LanceDataset", "cleanup_old_versions", "after"),
+    "orphan removed": Point("lance.file:LanceFileSession", "delete_file", "after"),
+    "before restore": Point("pipeline.store", "restore", "before"),
+    "fence or restore: sides": Point("pipeline.store.history", "write_side", "after"),
+    "fence or restore: checked": Point("pipeline.store.history", "make_version", "before"),
+    "fence or restore: version": Point("pipeline.store.history", "make_version", "within", "*.lance/_versions"),
+    "fence or restore: any instant": Point("pipeline.store.history", "make_version", "within"),
+    "restored": Point("pipeline.store", "restore", "after"),
+}
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What a process is to do, under which conditions, and where it ends."""
+
+    config: Path
+    command: Literal["run", "maintain", "rollback"] = "run"
+    log: Path = Path(os.devnull)
+    version: int = 0  # to roll back to
+    retry: bool = False  # take quarantined documents again
+    point: str = ""  # none: it ends by itself
+    nth: int = 1
+    delay_s: float = 0.0  # past the point
+    act: Literal["kill", "stop"] = "kill"
+    victim: Literal["driver", "worker", "node"] = "driver"
+    engine: Literal["here", "ray"] = "here"
+    workers: int = 1
+    poison: str = ""  # a document that kills every worker that takes it
+    commit_s: float = -1.0  # a commit a shard
+    shard_documents: int = 3
+    pace_s: float = 0.0  # a pause after each shard is encoded
+    lease_s: float = 120.0
+    keep_s: float = 14 * 86400.0
+    machine: str = ""  # the name of another machine
+    clock_s: float = 0.0  # how far the clock is off
+
+    @property
+    def mark(self) -> Path:
+        """There once it has struck: it strikes once, in whichever process. Holds the passes through all points where there is none."""
+        return self.log.with_suffix(".mark")
+
+
+@functools.cache
+def _forks() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+class Child:
+    """A process of its own that does an errand. It ends with 0, with 1 and one line in the log, or with minus the signal that struck it."""
+
+    # multiprocessing polls all children whenever one starts: threads would take exit codes from each other.
+    _polling = threading.Lock()
+
+    def __init__(self, errand: Errand) -> None:
+        self.errand = errand
+        errand.log.touch()
+        with self._polling:
+            self._process = _forks().Process(target=do, args=(errand,), daemon=True)
+            self._process.start()
+
+    @property
+    def code(self) -> int | None:
+        """None while it lives."""
+        with self._polling:
+            return self._process.exitcode
+
+    def wait(self) -> int:
+        while (code := self.code) is None:
+            time.sleep(0.005)
+        return code
+
+    def stands(self) -> bool:
+        """Wait until it stands still at its point; False where it ended without coming there."""
+        while self.code is None:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                    return True
+            time.sleep(0.005)
+        return False
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal, if it still lives."""
+        with self._polling, contextlib.suppress(ProcessLookupError):
+            if self._process.exitcode is None:
+                os.kill(self._process.pid or 0, number)
+
+
+def do(errand: Errand) -> None:
+    """The process's whole life."""
+    with errand.log.open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:3])  # for Ray's workers
+    os.environ["LATENT_RAY__WORKERS"] = str(errand.workers)
+    from pipeline.errors import PipelineError
+
+    _condition(errand)
+    in_worker = errand.engine == "ray" and errand.victim == "worker"
+    passes = Counter[str]() if in_worker else install(errand)
+    try:
+        _command(errand)
+    except PipelineError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except BaseException:
+        traceback.print_exc()
+        raise SystemExit(3) from None
+    finally:
+        sys.stderr.flush()
+    if not errand.point and not errand.poison:
+        errand.mark.write_text(json.dumps(passes))
+
+
+def _condition(errand: Errand) -> None:
+    """Small shards, many commits, a short lease, a wrong clock: so that a small table in a short time sees what a large one does in a month."""
+    from pipeline import plan, run
+    from pipeline.store import history, lease
+
+    logging.basicConfig(level=logging.ERROR)
+    plan.SHARD_DOCUMENTS, run.COMMIT_S = errand.shard_documents, errand.commit_s
+    lease.LEASE_S, lease.RENEW_S, lease.WATCH_S = errand.lease_s, errand.lease_s / 4, errand.lease_s * 3 / 8
+    history.KEEP = dt.timedelta(seconds=errand.keep_s)
+    if errand.machine:
+        lease._machine = lambda: errand.machine
+    if errand.clock_s:
+        true_time = time.time
+        time.time = lambda: true_time() + errand.clock_s
+
+
+def _command(errand: Errand) -> None:
+    from conftest import HereAndNow
+
+    from pipeline import run
+    from pipeline.config import load
+    from pipeline.engine import Engine
+
+    def with_ray(crew: Any, make_worker: Any, shards: int) -> Engine:
+        return Engine(crew, functools.partial(sabotaged, errand, make_worker), shards)
+
+    config = load(errand.config)
+    if errand.command == "maintain":
+        run.maintain(config)
+    elif errand.command == "rollback":
+        run.rollback(config, str(errand.version))
+    else:
+        run.embed(config, retry_quarantined=errand.retry, engine=with_ray if errand.engine == "ray" else HereAndNow)
+
+
+def sabotaged(errand: Errand, make_worker: Callable[[Any], Any], claims: Any) -> Any:
+    """A worker in a process of Ray's that may be its last."""
+    if errand.victim == "worker":
+        install(errand)
+    worker = make_worker(claims)
+    embed = worker.embed
+
+    def embed_or_die(shard: Any) -> Any:
+        if errand.poison and errand.poison in shard.documents()["doc_id"].to_pylist():
+            with errand.mark.open("a") as deaths:
+                deaths.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return embed(shard)
+
+    worker.embed = embed_or_die
+    return worker
+
+
+# --- the points -----------------------------------------------------------------------------------------------------
+
+
+def install(errand: Errand) -> Counter[str]:
+    """Put the errand's point in, or all of them to be counted where it has none. Returns the passes, as they are counted."""
+    passes = Counter[str]()
+    for name, point in POINTS.items():
+        if not errand.point or errand.point == name:
+            _wrap(name, point, errand, passes)
+    if errand.pace_s:
+        _wrap("pace", POINTS["encoded"], errand, passes)
+    return passes
+
+
+def _wrap(name: str, point: Point, errand: Errand, passes: Counter[str]) -> None:
+    module, _, owner = point.room.partition(":")
+    home = importlib.import_module(module)
+    home = getattr(home, owner) if owner else home
+    inner = getattr(home, point.name)
+    counting = threading.Lock()  # files are read in several threads
+
+    @functools.wraps(inner)
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        with counting:
+            passes[name] += 1
+            due = errand.point == name and passes[name] == errand.nth
+        if due and point.when == "before":
+            _strike(errand)
+        with _watcher(errand, point.watch) if due and point.when == "within" else contextlib.nullcontext():
+            result = inner(*args, **kwargs)
+        if due and point.when == "after":
+            _strike(errand)
+        if name == "pace":
+            time.sleep(errand.pace_s)
+        return result
+
+    setattr(home, point.name, outer)
+
+
+@contextlib.contextmanager
+def _watcher(errand: Errand, watch: str) -> Any:
+    """Strikes while the call is under way: as soon as the files there are other ones, and then the delay. At its end at the latest."""
+    tables, over = errand.config.parent / "data/lancedb", threading.Event()
+    before = _listing(tables, watch)
+
+    def look() -> None:
+        while watch and not over.is_set() and _listing(tables, watch) == before:
+            pass
+        if not over.wait(errand.delay_s):
+            _strike(errand)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        _strike(errand)
+
+
+def _listing(tables: Path, watch: str) -> set[str]:
+    found = set[str]()
+    for folder in tables.glob(watch) if watch else ():
+        with contextlib.suppress(OSError):
+            found.update(entry.path for entry in os.scandir(folder))
+    return found
+
+
+def _strike(errand: Errand) -> None:
+    """Once, whichever processes come here."""
+    try:
+        os.close(os.open(errand.mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    if errand.act == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
+    os.kill(_raylet() if errand.victim == "node" else os.getpid(), signal.SIGKILL)
+
+
+def _raylet() -> int:
+    """The process of this run's own Ray node: a child of this one."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            if name.startswith("raylet") and int(rest.split()[1]) == os.getpid():
+                return int(status.parent.name)
+    raise LookupError("no raylet among the children of this process")
