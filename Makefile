@@ -19,7 +19,7 @@ check: .venv/ready-dev  ## lint, format, types
 	$(BIN)/mypy
 
 faults: .venv/ready-dev  ## the promise under some hundreds of kills and meetings of two writers, with a table
-	$(BIN)/python tests/faults/harness.py
+	$(BIN)/python tests/faults/harness.py $(ARGS)
 
 data/sample: | .venv/ready
 	$(BIN)/latent init --sample

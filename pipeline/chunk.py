@@ -35,7 +35,7 @@ CHUNKS = pa.schema(
 CHARS_A_TOKEN = 64  # prose has 4 or 5, a table in wide columns 20
 GAP_CHARS = 512  # without a token: no passage goes across. The splitter would ask the tokenizer again at each of its lines
 COUNTED_AT_ONCE = 1024  # texts; an encoding takes some 100 bytes a token
-TAIL_OF_WORD = re.compile(r"\w*")
+WORD, TAIL_OF_WORD = re.compile(r"\w"), re.compile(r"\w*")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Chunker:
             found = splitter.chunk_indices(stretch) if tokens > self.room else _whole(stretch, tokens, markdown=markdown)
             if stretch == window and at + len(window) < len(text) and len(found) > 1:
                 following = found.pop()[0]  # the text goes on, and so may this passage
-            yield from ((at + start, passage) for start, passage in found)
+            yield from ((at + start, passage) for start, passage in found if self._says_something(passage))
             at += following
 
     def count(self, texts: list[str]) -> list[int]:
@@ -78,6 +78,9 @@ class Chunker:
         except Exception:  # noqa: BLE001 the library raises nothing narrower
             return [n for text in texts for n in self._counts([text])] if len(texts) > 1 else [0]
         return [min(len(e), self.max_tokens or len(e)) for e in encodings]
+
+    def _says_something(self, passage: str) -> bool:
+        return bool(WORD.search(passage) or self.tokenizer.encode(passage, add_special_tokens=False).ids)
 
     def _stretch(self, window: str) -> _Stretch:
         """The window up to the first gap in it."""

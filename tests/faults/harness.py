@@ -91,7 +91,7 @@ def main() -> int:
     if all(r.ok for r in (*struck, *met)):
         shutil.rmtree(folder)
         return 0
-    told.print(f"to repeat: --seed {options.seed} and the same counts; --only 'what was wrong' leaves out the rest")
+    told.print(f"to repeat: make faults ARGS=\"--seed {options.seed} --only '...'\", with the same counts")
     return 1
 
 
