@@ -132,6 +132,7 @@ class Engine:
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody without the token in ~/.ray gives it work
             # Ray listens on all interfaces, unless it takes this machine for one of those it makes no clusters of: then on loopback.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            _read_environment_again()
         try:
             with warnings.catch_warnings():
                 # Lance warns of forks. Ray's are followed by exec at once, and nothing of Lance runs in between.
@@ -292,6 +293,13 @@ class Engine:
                     seat.in_hand.add(ref)
                     seat.alone = suspect
                     in_flight[ref] = (seat, shard)
+
+
+def _read_environment_again() -> None:
+    """Ray has read it when it was imported, which may be long ago. So does Ray itself where it turns authentication on."""
+    from ray._raylet import Config
+
+    Config.initialize("")
 
 
 def _outcome(ref: Any) -> Receipt | Failure:

@@ -56,7 +56,7 @@ POINTS = {
     "leased": Point("pipeline.store.lease:Lease", "_take", "after"),
     "fenced": Point("pipeline.store.history", "fence", "after"),
     "run noted": Point("pipeline.store", "write_runs", "after"),
-    "encoded": Point("pipeline.encode:Encoder", "encode", "after"),
+    "encoded": Point("pipeline.encode:Encoder", "attempt", "after"),
     "mid-fragment": Point("pipeline.worker", "write_fragments", "within", "*.lance/data"),
     "fragment written": Point("pipeline.worker", "write_fragments", "after"),
     "before commit": Point("pipeline.store", "commit", "before"),
