@@ -297,7 +297,7 @@ class Engine:
 
 def _read_environment_again() -> None:
     """Ray has read it when it was imported, which may be long ago. So does Ray itself where it turns authentication on."""
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
 

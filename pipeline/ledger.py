@@ -6,8 +6,11 @@ import contextlib
 import datetime as dt
 import json
 import logging
+import signal
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
@@ -22,6 +25,25 @@ from pipeline.survey import Outlook, Scene, report_of, same_rows
 from pipeline.worker import quarantine_rows
 
 log = logging.getLogger("pipeline")
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """A stop signal that comes meanwhile takes effect at the end: books that were half kept would lose a document, or commit it twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread only
+        return
+    came: list[signal.Signals] = []
+    # Where getsignal tells None the handler is a library's own, and could not be put back.
+    stops = [stop for stop in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(stop) is not None]
+    handlers = {stop: signal.signal(stop, lambda number, _: came.append(signal.Signals(number))) for stop in stops}
+    try:
+        yield
+    finally:
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler)
+        for stop in came[:1]:
+            signal.raise_signal(stop)
 
 
 @dataclass
@@ -46,12 +68,14 @@ class Ledger:
         self._sides: dict[Side, pa.Table] = {"files": self.outlook.survey.recorded, "quarantine": self.outlook.survey.quarantine}
         self._pending: list[Receipt] = []
         self._replaced: list[pa.Array] = []
+        self._ended = False  # the last commit is made
         self._tried = set[tuple[str, str]]()  # id and file of documents that workers are through with
         self._undone = Counter[str]()  # documents to do, by file
         for shard in self.outlook.plan.shards:
             for piece in shard.slices:
                 self._undone[piece.file.path] += piece.documents.num_rows
 
+    @unbroken()
     def take(self, finished: Finished | Casualty) -> None:
         """Count a receipt, or a document that no worker survives."""
         documents = finished.shard.documents()
@@ -88,11 +112,13 @@ class Ledger:
             outcome.write_s,
         )
 
+    @unbroken()
     def commit(self, *, last: bool = False) -> list[str]:
         """Make what is pending visible, with the file states and the quarantine that go with it; returns the shards' names.
 
         Deletions go last: their vectors are reused until then, and no document that moved is among them.
         """
+        last = last or self._ended
         replaced = pa.concat_arrays([pa.array([], pa.string()), *self._replaced, *([self.outlook.plan.deleted] if last else [])])
         shards = [receipt.shard for receipt in self._pending]
         fragments = [f for receipt in self._pending for f in receipt.fragments]
@@ -104,7 +130,7 @@ class Ledger:
             self.counts["deleted"] += done.rows_deleted
             log.info("version %d: %d rows in, %d out", done.version, done.rows_added, done.rows_deleted)
         self._sides |= sides
-        self._pending, self._replaced = [], []
+        self._pending, self._replaced, self._ended = [], [], last
         return shards
 
     def commit_if_possible(self) -> None:

@@ -25,7 +25,7 @@ from pipeline.config import Source
 from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
 from pipeline.schema import FileState, Slice
 from pipeline.source import Origin, Reader, list_files, locate, metadata_schema, reading_hash, sight
-from pipeline.source.documents import BATCH_CHARS, BATCH_DOCUMENTS
+from pipeline.source.documents import BATCH_CHARS, BATCH_DOCUMENTS, WORD_CHARS
 from pipeline.source.formats import _lines
 from pipeline.source.listing import LOCAL_TICK_NS
 
@@ -309,6 +309,13 @@ def test_a_bad_row_is_named_with_its_reason_and_its_neighbours_stay(tmp_path, na
     assert bad[1].startswith(problem)
     assert got["text"].to_pylist() == ["x", None, "z"]
     assert [h is None for h in got["doc_hash"].to_pylist()] == [False, doc_id is None, False]
+
+
+@pytest.mark.parametrize("before", [0, 1, WORD_CHARS // 2 - 1, WORD_CHARS // 2, WORD_CHARS // 2 + 1, WORD_CHARS])
+@pytest.mark.parametrize(("length", "problem"), [(WORD_CHARS, None), (WORD_CHARS + 1, f"text holds a word of {WORD_CHARS + 1}")])
+def test_a_word_is_data_from_one_length_on_wherever_it_stands(tmp_path, before, length, problem):
+    ((_, got),) = outcomes(read(put(tmp_path / "x.txt", b" " * before + b"x" * length + b" end")))
+    assert (got and got.partition(" characters")[0]) == problem
 
 
 @pytest.mark.parametrize(("data", "problem"), [(b"", "text is empty"), (b" \n", "text is empty"), (b"\xff", "text is not UTF-8")])
