@@ -129,7 +129,6 @@ class Engine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if self._crew.address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody without the token in ~/.ray gives it work
             # Ray listens on all interfaces, unless it takes this machine for one of those it makes no clusters of: then on loopback.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
             _read_environment_again()
