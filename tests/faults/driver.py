@@ -59,6 +59,8 @@ POINTS = {
     "encoded": Point("pipeline.encode:Encoder", "attempt", "after"),
     "mid-fragment": Point("pipeline.worker", "write_fragments", "within", "*.lance/data"),
     "fragment written": Point("pipeline.worker", "write_fragments", "after"),
+    "mid-receipt": Point("pipeline.ledger:Ledger", "take", "within"),
+    "receipt told": Point("pipeline.ledger:log", "info", "after"),
     "before commit": Point("pipeline.store", "commit", "before"),
     "mid-sides": Point("pipeline.store.commits", "write_side", "within", "*.lance/_*"),
     "sides written": Point("pipeline.store.commits", "write_side", "after"),
@@ -97,8 +99,8 @@ class Errand:
     retry: bool = False  # take quarantined documents again
     point: str = ""  # none: it ends by itself
     nth: int = 1
-    delay_s: float = 0.0  # past the point
-    act: Literal["kill", "stop"] = "kill"
+    delay_s: float = 0.0  # into a call, or past the change of files
+    act: Literal["kill", "stop", "interrupt"] = "kill"
     victim: Literal["driver", "worker", "node"] = "driver"
     engine: Literal["here", "ray"] = "here"
     workers: int = 1
@@ -125,7 +127,10 @@ def _forks() -> multiprocessing.context.ForkServerContext:
 
 
 class Child:
-    """A process of its own that does an errand. It ends with 0, with 1 and one line in the log, or with minus the signal that struck it."""
+    """A process of its own that does an errand.
+
+    It ends with 0, with 1 and one line in the log, with 130 where it was interrupted, or with minus the signal that struck it.
+    """
 
     # multiprocessing polls all children whenever one starts: threads would take exit codes from each other.
     _polling = threading.Lock()
@@ -169,10 +174,11 @@ def do(errand: Errand) -> None:
     with errand.log.open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # as the command line does
+        signal.signal(stop, signal.default_int_handler)
     os.environ["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:3])  # for Ray's workers
     os.environ["LATENT_RAY__WORKERS"] = str(errand.workers)
-    from pipeline.errors import PipelineError
+    from pipeline.errors import Interrupted, PipelineError
 
     _condition(errand)
     in_worker = errand.engine == "ray" and errand.victim == "worker"
@@ -181,7 +187,9 @@ def do(errand: Errand) -> None:
         _command(errand)
     except PipelineError as error:
         sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+        raise SystemExit(130 if isinstance(error, Interrupted) else 1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except BaseException:
         traceback.print_exc()
         raise SystemExit(3) from None
@@ -319,10 +327,8 @@ def _strike(errand: Errand) -> None:
         os.close(os.open(errand.mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
-    if errand.act == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-        return
-    os.kill(_raylet() if errand.victim == "node" else os.getpid(), signal.SIGKILL)
+    blow = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "interrupt": signal.SIGINT}[errand.act]
+    os.kill(_raylet() if errand.victim == "node" else os.getpid(), blow)
 
 
 def _raylet() -> int:

@@ -24,7 +24,7 @@ from rich.table import Table as Grid
 from rivals import Meeting
 from strikes import Outcome
 
-KILLS = ("kills", "lost", "doubled", "half_seen", "wrong", "samples")
+KILLS = ("kills", "stops", "lost", "doubled", "half_seen", "wrong", "samples")
 MEETINGS = ("rounds", "finished", "refused", "overtaken", "lost", "doubled", "half_seen", "wrong", "samples")
 told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 Result = Outcome | Meeting
@@ -65,7 +65,7 @@ def _sums(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats a session")
-    parser.add_argument("--each", type=int, default=2, help="kills at each point of each way")
+    parser.add_argument("--each", type=int, default=2, help="kills at each point of each way, and as many stops by Ctrl-C in a run")
     parser.add_argument("--instants", type=int, default=8, help="kills at an instant, for each way")
     parser.add_argument("--storms", type=int, default=8, help="rounds of four kills in a row")
     parser.add_argument("--ray", type=int, default=16, help="kills of driver, worker or node with real Ray")

@@ -11,7 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -67,6 +67,7 @@ class Blow:
     poison: str = ""
     commit_s: float = -1.0
     lease_s: float = 120.0
+    act: Literal["kill", "interrupt"] = "kill"
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ class Round:
         blow = self.blows[0]
         point = "a document that kills" if blow.poison else blow.point or "any instant"
         where = "several in a row" if len(self.blows) > 1 else f"{point} ({blow.victim} of Ray)" if blow.engine == "ray" else point
-        return f"{self.command} of a table that is {self.state}: {where}"
+        return f"{'Ctrl-C: ' if blow.act == 'interrupt' else ''}{self.command} of a table that is {self.state}: {where}"
 
 
 @dataclass(kw_only=True)
 class Outcome(Findings):
     round: Round
     kills: int = 0
+    stops: int = 0
 
     @property
     def label(self) -> str:
@@ -124,12 +126,13 @@ def _strike(ground: Ground, place: Path, each: Round, blow: Blow, log: Path, out
         time.sleep(blow.instant_s)
         process.send(signal.SIGKILL)
     code = process.wait()
+    outcome.stops += code == 130
     if blow.victim == "driver":
         outcome.kills += code == -9
     else:
         outcome.kills += max(1, errand.mark.stat().st_size) if errand.mark.exists() else 0
     # A run outlives its workers. What becomes of one without its node is Ray's to say.
-    if code not in {-9, 0} and blow.victim != "node":
+    if code not in {0, 130 if blow.act == "interrupt" else -9} and blow.victim != "node":
         outcome.wrong.append(f"ended with {code}: {log.read_text()[-2000:]}")
 
 
@@ -181,12 +184,14 @@ Ways = Mapping[tuple[str, Command], Rehearsal]
 
 
 def short_rounds(known: Ways, chance: random.Random) -> Iterator[Round]:
-    """Every point once, on one of its ways, and two instants."""
+    """Every point once, on one of its ways; two instants; Ctrl-C amid the books."""
     for point in POINTS:
         (state, command), rehearsal = chance.choice([item for item in known.items() if point in item[1].passes])
         yield Round(state, command, (_at(point, rehearsal.passes[point], chance),), chance.random() < 0.2)
     for way in (("edited", "run"), ("half-way", "maintain")):
         yield Round(*way, (_sometime(known[way], chance),))
+    for point in ("mid-receipt", "receipt told", "sides written", "mid-commit: any instant", "committed"):
+        yield _interrupted("edited", point, known["edited", "run"].passes[point], chance)
 
 
 def rounds(known: Ways, chance: random.Random, each_point: int, instants: int, storms: int) -> Iterator[Round]:
@@ -195,6 +200,8 @@ def rounds(known: Ways, chance: random.Random, each_point: int, instants: int, s
         for point, passes in rehearsal.passes.items():
             for _ in range(each_point):
                 yield Round(state, command, (_at(point, passes, chance),), chance.random() < 0.5)
+                if command == "run":
+                    yield _interrupted(state, point, passes, chance)
         for _ in range(instants):
             yield Round(state, command, (_sometime(rehearsal, chance),), chance.random() < 0.5)
     for _ in range(storms):
@@ -219,6 +226,10 @@ def rounds_with_ray(chance: random.Random, count: int, workers: int) -> Iterator
 def _at(point: str, passes: int, chance: random.Random) -> Blow:
     delay = chance.uniform(0, MILLISECONDS) if POINTS[point].when == "within" and not POINTS[point].watch else 0.0
     return Blow(point, chance.randint(1, passes), delay)
+
+
+def _interrupted(state: str, point: str, passes: int, chance: random.Random) -> Round:
+    return Round(state, "run", (replace(_at(point, passes, chance), act="interrupt"),))
 
 
 def _sometime(rehearsal: Rehearsal, chance: random.Random) -> Blow:
