@@ -16,7 +16,7 @@ from functools import partial
 from pipeline import store
 from pipeline.config import Config
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted, QueryError
+from pipeline.errors import Interrupted, QueryError, StoreError
 from pipeline.estimate import estimate
 from pipeline.ledger import Ledger
 from pipeline.schema import Progress, Report
@@ -68,8 +68,8 @@ def embed(
     if not outlook.plan and not outlook.sides_change and outlook.table_version is not None:
         report = report_of(run_id, outlook, outlook.plan.documents)
         return replace(report, seconds=round(time.perf_counter() - started, 2))
-    store.create(at.store, at.spec, outlook.metadata)
     with store.sole_writer(at.store, run_id) as lease:
+        store.create(at.store, at.spec, outlook.metadata)
         scene(config)  # another run may have made the table first, with another spec
         if _moved_on(at, outlook):
             outlook = look()
@@ -98,6 +98,9 @@ def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeE
         raise Interrupted(
             f"stopped: {ledger.embedded} of {ledger.total} documents are committed; 'latent run' goes on from there"
         ) from None
+    except StoreError:  # the table has been asked again and again just now
+        ledger.record_if_possible("failed")
+        raise
     except Exception:
         ledger.commit_if_possible()
         ledger.record_if_possible("failed")

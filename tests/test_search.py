@@ -14,7 +14,7 @@ import pytest
 from conftest import Desk, words
 
 from pipeline import open_table, run
-from pipeline.errors import QueryError
+from pipeline.errors import QueryError, StoreError
 from pipeline.store import read_tuning
 from pipeline.survey import scene
 
@@ -77,6 +77,16 @@ def test_what_the_table_cannot_answer_is_one_line(large: Desk, query: str, k: in
     with pytest.raises(QueryError, match=told) as caught:
         open_table(large.config_path).search(query, k, where)
     assert "\n" not in str(caught.value)
+
+
+def test_a_filter_is_not_blamed_for_a_damaged_table(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path / "damaged", metadata=["n"])
+    desk.write("a.jsonl", [{"id": "a", "text": words(1, 2), "n": 1}])
+    desk.embed()
+    for file in desk.folder.glob("data/lancedb/docs.lance/data/*.lance"):
+        file.unlink()
+    with pytest.raises(StoreError, match="cannot be searched: Not found: Not found"):
+        open_table(desk.config_path).search(words(1), where="n = 1")
 
 
 def test_a_mapping_filters_by_values_of_any_type(desk_for: Callable[..., Desk], tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def commit(store: Store, lease: Lease, change: Change, since: int) -> Commit:
             # It may be there nonetheless: look again. A permanent failure ends after a few seconds.
             if attempt + 1 == ATTEMPTS:
                 raise
-            log.warning("commit, attempt %d: %s", attempt + 1, error)
+            log.info("commit, attempt %d: %s", attempt + 1, error)
             time.sleep(PAUSE_S * 2**attempt)
             continue
         lease.check()

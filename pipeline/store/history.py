@@ -25,6 +25,7 @@ from pipeline.store.tables import (
     SIDES,
     Side,
     Store,
+    create_runs,
     lance_errors,
     named,
     naming,
@@ -57,12 +58,13 @@ def sole_writer(store: Store, run_id: str) -> Iterator[Lease]:
     A holder that did not give the lease back may be paused anywhere, even within a commit; the last commit of a run that failed may still be on its way
     to an object store. So a version that changes nothing is made as a fence: Lance refuses every change of rows that began on a version before it.
     """
+    create_runs(store)
     with Lease(store, run_id) as lease:
         runs = read_runs(store).to_pylist()
         doubtful = lease.unfenced or next((row["run_id"] for row in runs[:1] if row["status"] not in {"done", "interrupted"}), None)
-        if doubtful is not None:
+        if doubtful is not None and store.open() is not None:
             fence(store, lease, f"fence: run {doubtful} did not end well")
-            lease.unfenced = None
+        lease.unfenced = None
         died = [row | {"status": "died"} for row in runs if row["status"] == "running"]
         write_runs(store, pa.Table.from_pylist(died, schema=SIDES["runs"]))
         yield lease
@@ -160,10 +162,9 @@ def _properties(store: Store, lease: Lease, at: LanceDataset, message: str) -> d
 
 def _way_back(store: Store, table: LanceDataset, past: LanceDataset) -> LanceOperation.Update:
     """Fragments that are other ones now go, and what they were comes back, written anew: a change of rows like any other, so that a fence stops it."""
-    now = {fragment.fragment_id: fragment.metadata.to_json() for fragment in table.get_fragments()}
-    then = {fragment.fragment_id: fragment for fragment in past.get_fragments()}
-    back = [fragment for number, fragment in then.items() if now.get(number) != fragment.metadata.to_json()]
-    gone = [number for number, known in now.items() if number not in then or then[number] in back]
+    now, then = ({f.fragment_id: f.metadata.to_json() for f in at.get_fragments()} for at in (table, past))
+    back = [fragment for fragment in past.get_fragments() if now.get(fragment.fragment_id) != then[fragment.fragment_id]]
+    gone = [number for number, known in now.items() if then.get(number) != known]
     rows = past.scanner(fragments=back).to_reader() if back else None
     return LanceOperation.Update(gone, [], written(store, rows, sum(f.count_rows() for f in back)) if rows else [])
 

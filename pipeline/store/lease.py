@@ -156,7 +156,7 @@ class Lease:
         with lance_errors(f"{self._store.label}: the lease cannot be read"):
             table = self._store.open("runs")
         if table is None:
-            raise StoreError(f"{self._store.label}: its table of runs is gone: set [table] name to a new name")
+            raise StoreError(f"{self._store.label}: its table of runs is gone; run again")
         return table
 
 

@@ -66,20 +66,24 @@ class Store:
 
 
 def create(store: Store, spec: Spec, metadata: pa.Schema) -> None:
-    """Make the tables, unless the main one is there. The spec stands in the main table's schema metadata.
+    """Make the main table, unless it is there. The spec stands in its schema metadata. Under the lease.
 
     Side tables left behind by a main table that is gone are emptied: what they say of it would hide documents.
     """
     if store.open() is not None:
         return
     schema = table_schema(spec, metadata).with_metadata({SPEC_KEY: spec.to_json().encode()})
+    names = {side: write_side(store, side, SIDES[side].empty_table()) for side in NAMED}
+    with lance_errors(f"{store.label} cannot be created"), contextlib.suppress(FileExistsError):
+        _write(store, schema.empty_table(), None, mode="create", properties=naming(names))
+
+
+def create_runs(store: Store) -> None:
+    """Make the table of runs, which holds the lease, unless it is there."""
     with lance_errors(f"{store.label} cannot be created"):
         if store.open("runs") is None:
             with contextlib.suppress(FileExistsError):
                 _write(store, RUNS.empty_table(), "runs", mode="create")
-        names = {side: write_side(store, side, SIDES[side].empty_table()) for side in NAMED}
-        with contextlib.suppress(FileExistsError):
-            _write(store, schema.empty_table(), None, mode="create", properties=naming(names))
 
 
 def spec_of(store: Store) -> Spec | None:
@@ -208,12 +212,12 @@ def _write(
             transaction_properties=properties,
         )
     except OSError as error:
-        if "already exists" in str(error):
+        if mode == "create" and re.search("already exists|commit conflict", str(error)):
             raise FileExistsError(str(error)) from error
         raise
 
 
-NOISE = re.compile(r",? ?/\S*\.rs:\d+.*| \(\d+ bytes, LANCE_[^)]*\)|LanceError\(IO\): |(?<=//)[^/@\s]*@")
+NOISE = re.compile(r",? ?/\S*\.rs:\d+.*| \(\d+ bytes, LANCE_[^)]*\)|lance error: |LanceError\(IO\): |Generic N/A error: |Wrapped error: |(?<=//)[^/@\s]*@")
 
 
 @contextlib.contextmanager
