@@ -10,8 +10,8 @@ run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect
 	  printf '\n> latent search "%s" -k 3\n' "$$query"; $(BIN)/latent search "$$query" -k 3 || exit 1; done
 	@printf '\nnext:\n  $(BIN)/latent status\n  $(BIN)/latent search "your question" --where "kind = '"'function'"'"\n  edit a file in data/sample, then make run: only its changed passages are encoded\n  $(BIN)/latent init PATH --config mine.toml    your own documents\n'
 
-test: .venv/ready-dev  ## the whole suite, real engines
-	$(BIN)/pytest
+test: .venv/ready-dev  ## the whole suite, real engines, two files at a time
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready-dev  ## lint, format, types
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ import lancedb
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, words
+from lancedb.index import BTree
 
 from pipeline import run, store
 from pipeline.engine import Casualty, Finished
@@ -234,8 +235,9 @@ def test_side_tables_of_a_table_that_is_gone_hide_nothing_from_the_next(desk: De
 
 def test_where_another_program_cleaned_the_record_away_every_file_is_read_again(desk: Desk, place: Store) -> None:
     table = lancedb.connect(place.uri).open_table("docs")
-    table.create_scalar_index("doc_id")
-    table.optimize(cleanup_older_than=dt.timedelta(0))
+    table.create_index("doc_id", config=BTree())
+    with pytest.warns(UserWarning, match="removes every version except the latest"):
+        table.optimize(cleanup_older_than=dt.timedelta(0))
     report = desk.embed()
     assert (report.files_opened, report.documents.unchanged, report.chunks.encoded) == (1, 2, 0)
 

@@ -135,7 +135,7 @@ def vector_search(store: Store, vector: np.ndarray, k: int, where: Condition | N
     try:
         return query.select([*columns, "_distance"]).to_arrow()
     except (ValueError, OSError, RuntimeError) as error:
-        if not where or not (isinstance(error, ValueError) or "filter expression" in str(error)):
+        if not where or "LanceError(IO)" in str(error):
             raise StoreError(f"{store.label} cannot be searched: {one_line(error)}") from error
         reason = one_line(error).partition(". Valid fields")[0]
         raise QueryError(f"where {where!r:.200}: {reason}; columns: {', '.join(columns)}") from error

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import strikes
 from conftest import save_small_model
 from ground import Ground
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table as Grid
 from rivals import Meeting
 from strikes import Outcome
@@ -30,7 +31,7 @@ told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 Result = Outcome | Meeting
 
 
-def all_of(ground: Ground, plays: Iterable[Callable[[str], Result]], what: str, at_a_time: int) -> list[Any]:
+def all_of(ground: Ground, plays: Sequence[Callable[[str], Result]], what: str, at_a_time: int) -> list[Any]:
     """Rounds, some at a time. The folder of one in which all is well goes; others stay, and are told."""
 
     def one(numbered: tuple[int, Callable[[str], Result]]) -> Result:
@@ -45,7 +46,7 @@ def all_of(ground: Ground, plays: Iterable[Callable[[str], Result]], what: str, 
         return result
 
     with ThreadPoolExecutor(at_a_time) as pool:
-        return list(pool.map(one, enumerate(plays)))
+        return list(track(pool.map(one, enumerate(plays)), f"{what}s", len(plays), console=told, transient=True))
 
 
 def grid(title: str, results: Sequence[Result], columns: Sequence[str]) -> Grid:
