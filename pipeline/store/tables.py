@@ -217,7 +217,9 @@ def _write(
         raise
 
 
-NOISE = re.compile(r",? ?/\S*\.rs:\d+.*| \(\d+ bytes, LANCE_[^)]*\)|lance error: |LanceError\(IO\): |Generic N/A error: |Wrapped error: |(?<=//)[^/@\s]*@")
+NOISE = re.compile(
+    r",? ?/\S*\.rs:\d+.*| \(\d+ bytes, LANCE_[^)]*\)|lance error: |LanceError\(IO\): |Generic N/A error: |Wrapped error: |(?<=//)[^/@\s]*@"
+)
 
 
 @contextlib.contextmanager
