@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults pins audit clean
+.PHONY: run test check faults bench pins audit clean
 
 run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect flow, and three searches
 	$(BIN)/latent run --flow
@@ -20,6 +20,9 @@ check: .venv/ready-dev  ## lint, format, types
 
 faults: .venv/ready-dev  ## the promise under some hundreds of kills and meetings of two writers, with a table
 	$(BIN)/python tests/faults/harness.py $(ARGS)
+
+bench: .venv/ready-dev  ## our encoder beside what people would otherwise write, with a table
+	$(BIN)/python tests/bench/speed.py $(ARGS)
 
 data/sample: | .venv/ready
 	$(BIN)/latent init --sample

@@ -34,7 +34,6 @@ CHUNKS = pa.schema(
 )
 CHARS_A_TOKEN = 64  # prose has 4 or 5, a table in wide columns 20
 GAP_CHARS = 512  # without a token: no passage goes across. The splitter would ask the tokenizer again at each of its lines
-COUNTED_AT_ONCE = 1024  # texts; an encoding takes some 100 bytes a token
 WORD, TAIL_OF_WORD = re.compile(r"\w"), re.compile(r"\w*")
 
 
@@ -64,20 +63,6 @@ class Chunker:
                 following = found.pop()[0]  # the text goes on, and so may this passage
             yield from ((at + start, passage) for start, passage in found if self._says_something(passage))
             at += following
-
-    def count(self, texts: list[str]) -> list[int]:
-        """Tokens of each text as the encoder sees it: prompt and special tokens included, cut off at the model's length.
-
-        0 for a text that the tokenizer fails on: the encoder, which fails on it too, says how.
-        """
-        return [n for at in range(0, len(texts), COUNTED_AT_ONCE) for n in self._counts(texts[at : at + COUNTED_AT_ONCE])]
-
-    def _counts(self, texts: list[str]) -> list[int]:
-        try:
-            encodings = self.tokenizer.encode_batch_fast([self.prompt + text for text in texts])
-        except Exception:  # noqa: BLE001 the library raises nothing narrower
-            return [n for text in texts for n in self._counts([text])] if len(texts) > 1 else [0]
-        return [min(len(e), self.max_tokens or len(e)) for e in encodings]
 
     def _says_something(self, passage: str) -> bool:
         return bool(WORD.search(passage) or self.tokenizer.encode(passage, add_special_tokens=False).ids)

@@ -46,11 +46,10 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     chunks, _ = cut(documents, chunker, at.config.source.format)
     held = vectors_of(at.store, chunks["chunk_hash"].to_pylist(), [None])
     texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
-    fresh = [text for h, text in texts.items() if h not in held]
-    tokens = chunker.count(fresh) if fresh else []
-    rate = _tokens_per_second(encoder, fresh, tokens)
+    fresh = [settings.document_prompt + text for h, text in texts.items() if h not in held]
+    rate = _tokens_per_second(encoder, fresh)
     scale = outlook.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
-    total = round(sum(tokens) * scale)
+    total = round(len(encoder.prepare(fresh).ids) * scale)
     workers = at.crew.count(os.cpu_count() or 1, gpu_count(), len(outlook.plan.shards))
     seconds = RAY_START_S + start_s + total / (rate * workers)
     return replace(
@@ -77,15 +76,15 @@ def _sample(outlook: Outlook, at: Scene) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _tokens_per_second(encoder: Encoder, texts: list[str], tokens: list[int]) -> float:
+def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
     """Of one worker, after a first batch that warms it up."""
-    encoder.encode(texts[:1], tokens[:1])
-    order = random.Random(SEED).sample(range(len(texts)), len(texts))  # noqa: S311
+    encoder.encode(texts[:1])
+    order = random.Random(SEED).sample(texts, len(texts))  # noqa: S311
     started, done = time.perf_counter(), 0
     for at in range(0, len(order), BATCH_CHUNKS):
-        batch = order[at : at + BATCH_CHUNKS]
-        encoder.encode([texts[i] for i in batch], [tokens[i] for i in batch])
-        done += sum(tokens[i] for i in batch)
+        given = encoder.prepare(order[at : at + BATCH_CHUNKS])
+        encoder.attempt(given)
+        done += len(given.ids)
         if time.perf_counter() - started > CALIBRATION_S:
             break
     return done / (time.perf_counter() - started) if done else 1.0

@@ -69,7 +69,7 @@ class Table:
     def encode_query(self, query: str) -> np.ndarray:
         """The query's unit vector (dim,), float32, the query prompt put before it."""
         text = self._at.config.model.query_prompt + query
-        vector: np.ndarray = self._encoder.encode([text], [self._at.model.max_tokens or len(text)])[0]
+        vector: np.ndarray = self._encoder.encode([text])[0]
         if not np.isfinite(vector).all():
             raise QueryError(f"the model has no vector for {query!r}: ask with other words")
         return vector

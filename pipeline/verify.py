@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import model, store
-from pipeline.chunk import make_chunker
+from pipeline import store
 from pipeline.config import Config
 from pipeline.encode import Encoder
 from pipeline.errors import PipelineError, StoreError
@@ -208,13 +207,9 @@ def _sample_agrees(subject: _Subject) -> Check:
         return _check(pa.array([], pa.string()), "no rows", "")
     with store.lance_errors(f"{at.store.label} cannot be read"):
         sample = subject.table.take(rows, columns=["chunk_id", "text", "vector"])
-    chunk = at.config.chunk
-    chunker = make_chunker(
-        model.tokenizer_file(at.model), at.model.max_tokens, chunk.tokens, chunk.overlap, settings.document_prompt
-    )
     encoder = Encoder(at.model, device=settings.device, precision=settings.precision)
     texts = sample["text"].to_pylist()
-    afresh = encoder.encode([settings.document_prompt + text for text in texts], chunker.count(texts))
+    afresh = encoder.encode([settings.document_prompt + text for text in texts])
     stored = np.array(sample["vector"].to_pylist(), np.float32)
     if afresh.shape != stored.shape:
         return Check("", ok=False, detail=f"stored vectors have {stored.shape[1]} numbers, the model gives {afresh.shape[1]}")

@@ -128,13 +128,13 @@ class Worker:
 
     def _encode(self, texts: dict[str, str], made: _Made) -> dict[str, np.ndarray]:
         hashes, passages = list(texts), list(texts.values())
-        tokens = self._chunker.count(passages)
+        given = self._encoder.prepare([self._chunker.prompt + text for text in passages])
         with self._encoding:
             started = time.perf_counter()
-            encoded = self._encoder.attempt([self._chunker.prompt + text for text in passages], tokens)
+            encoded = self._encoder.attempt(given)
             made.seconds += time.perf_counter() - started
         made.chunks += len(texts)
-        made.tokens += sum(tokens)
+        made.tokens += len(given.ids)
         made.failed |= {hashes[i]: failure for i, failure in encoded.failed.items()}
         return dict(zip(hashes, encoded.vectors, strict=True))
 

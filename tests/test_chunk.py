@@ -217,21 +217,10 @@ def test_a_text_that_the_tokenizer_fails_on_or_panics_at_is_told_and_the_others_
     assert "Traceback" in failed[1].traceback
 
 
-def test_a_text_that_the_tokenizer_fails_on_counts_nothing_and_the_others_what_they_have():
-    fragile = Chunker(None, None, strict(), "", None)
-    assert fragile.count(["known", "unheard", "known"]) == [1, 0, 1]
-
-
 def test_a_tokenizer_that_does_not_load_is_one_line_that_names_the_file(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(ModelError, match=r"^.*tokenizer\.json: no tokenizer: .*: download the model again$"):
         make_chunker(str(tmp_path / "tokenizer.json"), 256, 64, 0)
-
-
-@pytest.mark.parametrize(("text", "tokens"), [("word", 3), ("", 2), ("word " * 1000, 256)])
-def test_a_text_counts_the_tokens_that_the_encoder_sees(text, tokens):
-    assert chunker(64).count([text]) == [tokens]
-    assert chunker(64, prompt="a prompt ").count([text]) == [min(tokens + 2, 256)]
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,23 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
-from pipeline.chunk import Chunker, make_chunker
 from pipeline.encode import Encoder, actual_precision, batches, best_device
 from pipeline.errors import EngineError, ModelError
-from pipeline.model import resolve, tokenizer_file
+from pipeline.model import resolve
 from pipeline.schema import LocalModel
 
 TEXTS = [
@@ -40,18 +51,13 @@ def model() -> LocalModel:
 
 
 @pytest.fixture(scope="module")
-def chunker(model: LocalModel) -> Chunker:
-    return make_chunker(tokenizer_file(model), model.max_tokens, "truncate", 0)
-
-
-@pytest.fixture(scope="module")
 def encoder(model: LocalModel) -> Encoder:
     return Encoder(model, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def vectors(encoder: Encoder, chunker: Chunker) -> np.ndarray:
-    return encoder.encode(TEXTS, chunker.count(TEXTS))
+def vectors(encoder: Encoder) -> np.ndarray:
+    return encoder.encode(TEXTS)
 
 
 def test_vectors_are_those_of_sentence_transformers_in_the_order_of_the_texts(model, vectors):
@@ -64,17 +70,17 @@ def test_vectors_have_unit_length(vectors):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_a_texts_vector_does_not_hang_on_what_is_encoded_beside_it(encoder, chunker, vectors):
-    alone = np.concatenate([encoder.encode([text], chunker.count([text])) for text in TEXTS])
+def test_a_texts_vector_does_not_hang_on_what_is_encoded_beside_it(encoder, vectors):
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(alone, vectors, atol=1e-5)
 
 
 def test_no_texts_give_no_vectors(encoder):
-    assert encoder.encode([], []).shape == (0, encoder.dim)
+    assert encoder.encode([]).shape == (0, encoder.dim)
 
 
-def test_a_shorter_arithmetic_gives_unit_vectors_near_those_of_float32(model, chunker, vectors):
-    short = Encoder(model, device="cpu", precision="bfloat16").encode(TEXTS, chunker.count(TEXTS))
+def test_a_shorter_arithmetic_gives_unit_vectors_near_those_of_float32(model, vectors):
+    short = Encoder(model, device="cpu", precision="bfloat16").encode(TEXTS)
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
     assert not np.array_equal(short, vectors)
     assert (short * vectors).sum(axis=1).min() > 0.99
@@ -93,7 +99,7 @@ def test_a_text_without_a_finite_direction_has_a_row_of_nan_and_its_neighbours_a
     weights = StaticEmbedding(tokenizer, embedding_weights=np.array(list(table.values()), np.float32))
     SentenceTransformer(modules=[weights], device="cpu").save(str(tmp_path))
     texts = ["one", "one nan", "huge", "zero", "", "one one"]
-    vectors = Encoder(resolve(str(tmp_path)), device="cpu").encode(texts, [1, 2, 1, 1, 0, 2])
+    vectors = Encoder(resolve(str(tmp_path)), device="cpu").encode(texts)
     np.testing.assert_allclose(vectors, [[0.6, 0.8, 0], *[[np.nan] * 3] * 4, [0.6, 0.8, 0]], atol=1e-6)
 
 
@@ -115,13 +121,11 @@ def tiny(tmp_path_factory) -> Path:
 def test_a_text_that_the_model_fails_on_stands_alone_with_the_traceback_and_its_neighbours_are_whole(tiny):
     encoder = Encoder(resolve(str(tiny)), device="cpu")
     texts = ["one", "two one", "one beyond", "two", "beyond", "one two"]
-    made = encoder.attempt(texts, [1, 2, 2, 1, 1, 2])
+    made = encoder.attempt(encoder.prepare(texts))
     assert sorted(made.failed) == [2, 4]
     assert all("index out of range" in failure.reason and "Traceback" in failure.traceback for failure in made.failed.values())
     assert np.isnan(made.vectors).all(axis=1).tolist() == [i in made.failed for i in range(6)]
-    np.testing.assert_allclose(
-        made.vectors[[0, 1, 3, 5]], encoder.encode(["one", "two one", "two", "one two"], [1, 2, 1, 2]), atol=1e-6
-    )
+    np.testing.assert_allclose(made.vectors[[0, 1, 3, 5]], encoder.encode(["one", "two one", "two", "one two"]), atol=1e-6)
 
 
 LAST_STRAW = """
@@ -149,21 +153,72 @@ def test_a_device_that_is_lost_is_no_texts_fault(tiny, tmp_path):
     (folder / "straw.py").write_text(LAST_STRAW)
     (folder / "modules.json").write_text(json.dumps([*modules, {"idx": 9, "name": "9", "path": "9", "type": "straw.LastStraw"}]))
     encoder = Encoder(resolve(str(folder), trust_remote_code=True), device="cpu")
-    assert np.isfinite(encoder.encode(["one"], [1])).all()
+    assert np.isfinite(encoder.encode(["one"])).all()
     with pytest.raises(EngineError, match=r"cpu fails on whatever it is given: .*device-side assert"):
-        encoder.encode(["one", "two"], [1, 1])
+        encoder.encode(["one", "two"])
 
 
 def test_a_loaded_model_stays_as_it_was_when_its_files_are_written_over(tiny, tmp_path):
     folder = Path(shutil.copytree(tiny, tmp_path / "m"))
     encoder = Encoder(resolve(str(folder)), device="cpu")
-    before = encoder.encode(["one two"], [2])
+    before = encoder.encode(["one two"])
     with (folder / "model.safetensors").open("r+b") as weights:
         size = weights.seek(0, 2)
         weights.seek(size // 8)
         weights.write(bytes(size - size // 8))
         weights.truncate(size // 2)
-    np.testing.assert_array_equal(encoder.encode(["one two"], [2]), before)
+    np.testing.assert_array_equal(encoder.encode(["one two"]), before)
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("word", 3), ("", 2), ("word " * 1000, 256)])
+def test_a_texts_tokens_are_those_that_the_model_reads(encoder, text, tokens):
+    given = encoder.prepare(["other", text])
+    assert given.tokens.tolist() == [3, tokens]
+    assert given.ids[given.offsets[1]] == given.ids[0]  # each begins with the special token
+
+
+def test_a_text_that_the_tokenizer_fails_on_is_told_and_its_neighbours_are_whole(tiny, monkeypatch):
+    encoder = Encoder(resolve(str(tiny)), device="cpu")
+    expected = encoder.encode(["one", "two"])
+    strict = Tokenizer(models.WordLevel({"one": 2, "two": 3}, unk_token="[UNK]"))  # fails at any other word
+    monkeypatch.setattr(encoder, "_tokenizer", strict)
+    made = encoder.attempt(encoder.prepare(["one", "unheard", "two"]))
+    assert list(made.failed) == [1]
+    assert made.failed[1].reason.startswith("tokenizing failed: Exception")
+    np.testing.assert_allclose(made.vectors[[0, 2]], expected, atol=1e-6)
+    assert np.isnan(made.vectors[1]).all()
+
+
+LETTERS = list("abcdefghijklmnopqrstuvwxyzA")
+SHAPE = {"vocab_size": 29, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 400}
+FAMILIES = {
+    "BERT": (BertModel, BertConfig(**SHAPE), True),
+    "positions from 2": (RobertaModel, RobertaConfig(**SHAPE, pad_token_id=1), True),
+    "within a window": (
+        ModernBertModel,
+        ModernBertConfig(**SHAPE, intermediate_size=16, pad_token_id=1, local_attention=16),
+        False,
+    ),
+    "causal, shared heads": (LlamaModel, LlamaConfig(**SHAPE, intermediate_size=16, num_key_value_heads=2), True),
+    "no attention to replace": (MPNetModel, MPNetConfig(**SHAPE, intermediate_size=16, pad_token_id=1), False),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_go_packed_where_that_gives_the_vectors_of_padded_ones(tmp_path, family):
+    kind, config, packs = FAMILIES[family]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", *LETTERS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(tmp_path / "bare")
+    torch.manual_seed(1)
+    kind(config).save_pretrained(tmp_path / "bare")
+    SentenceTransformer(modules=[Transformer(str(tmp_path / "bare")), Pooling(16)], device="cpu").save(str(tmp_path / "model"))
+    encoder = Encoder(resolve(str(tmp_path / "model")), device="cpu")
+    assert (encoder._pack is not None) == packs
+    chance = np.random.default_rng(1)
+    texts = [" ".join(chance.choice(LETTERS, size)) for size in chance.integers(1, 390, 60)]
+    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-5)
 
 
 @settings(deadline=None)

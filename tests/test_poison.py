@@ -312,7 +312,7 @@ def test_a_text_that_the_tokenizer_fails_on_is_blamed_with_the_traceback_and_tri
     assert desk.embed().documents.added == 2
     (row,) = desk.side("quarantine")
     assert row["doc_id"] == "failing"
-    assert str(row["reason"]).startswith("encoding failed: " if tokens == "truncate" else "chunking failed: ")
+    assert str(row["reason"]).startswith("tokenizing failed: " if tokens == "truncate" else "chunking failed: ")
     assert "Traceback" in str(row["traceback"])
     assert run.plan(desk.config).documents.quarantined == 1
     assert desk.embed(retry_quarantined=True).documents.quarantined == 1

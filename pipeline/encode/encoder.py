@@ -1,11 +1,4 @@
-"""Texts → unit vectors, in batches of equal length: the only room with torch and sentence-transformers in it.
-
-Texts are sorted by tokens over everything that is given and cut into batches of at most `BATCH_TOKENS` padded tokens. Measured on
-CPU against `SentenceTransformer.encode` with its defaults: 1.3–2.0 times the speed at equal vectors (cosine 1.00000), because next to nothing is padding.
-Importing the libraries takes 5–20 s and 600 MB: only those who encode import them.
-
-A batch that fails, for want of memory or of anything else, is halved until the guilty text stands by itself.
-"""
+"""The encoder: texts sorted by tokens, cut into batches, packed where the model takes that and padded where not."""
 
 from __future__ import annotations
 
@@ -14,13 +7,15 @@ import itertools
 import logging
 import os
 import re
+import string
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from pipeline.errors import EngineError, Failure, ModelError, one_line
 from pipeline.schema import LocalModel
@@ -29,6 +24,11 @@ log = logging.getLogger("pipeline")
 Vectors = npt.NDArray[np.float32]
 OUT_OF_MEMORY = "encoding failed: out of memory"
 PROBE = "a"  # a text that every model has a vector for
+# No two neighbours alike, and longer than the windows of models that attend within one.
+LONG_PROBE = " ".join(string.ascii_lowercase[i * i % 26] for i in range(300))
+SAME, SAME_SHORT = 1e-5, 2e-2  # by how much numbers of equal vectors differ, in float32 and in shorter arithmetic
+TOKENISED_AT_ONCE = 1024  # texts; an encoding takes some 100 bytes a token
+NO_TOKEN = np.empty(0, np.int32)
 MEMORY_WORDS = re.compile("out of memory|allocate memory|enough memory|ALLOC_FAILED", re.IGNORECASE)  # CUDA, Linux, Windows, cuBLAS
 BATCH_TOKENS = {"cpu": 2048, "mps": 16_384, "cuda": 65_536}  # CPU: 1–4k is best, 8k slower; measured on AVX-512
 
@@ -54,6 +54,25 @@ def gpu_count() -> int:
     import torch
 
     return int(torch.cuda.device_count())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts and their tokens, one array for all of them."""
+
+    texts: Sequence[str]
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]  # (n + 1,): where each text's tokens begin and end in `ids`
+    failed: dict[int, Failure]  # texts that the tokenizer fails on: they have no token
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """How many each text has, cut off where the model stops reading."""
+        return np.diff(self.offsets)
+
+    def of(self, batch: Iterable[int]) -> list[npt.NDArray[np.int32]]:
+        """The ids of some texts."""
+        return [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in batch]
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,8 @@ class Encoder:
             self._model.eval()
             for tensor in itertools.chain(self._model.parameters(), self._model.buffers()):
                 tensor.data = tensor.data.clone()  # loaded, it is the file: to write over that would change vectors, or kill
-            probe = self._forward([PROBE])
+            self._tokenizer = _tokenizer(self._model, model.max_tokens)
+            probe = self._padded([PROBE])
         except Exception as error:  # each library, and the code of a trusted model, has errors of its own
             raise ModelError(
                 f"model {model.name}: does not load on {self.device}: {one_line(str(error) or repr(error))}"
@@ -106,29 +126,42 @@ class Encoder:
                 f"model {model.name}: gives no finite vector for {PROBE!r} in {actual_precision(precision)}: "
                 "its weights are damaged, or [model] precision is too short for them"
             )
+        self._pack = self._packer(SAME if dtype == torch.float32 else SAME_SHORT) if self.device == "cpu" else None
 
-    def encode(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
-        """Vectors (n, dim) of unit length, in the order of the texts; `tokens` are their lengths.
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        """Tokenise: beside another thread that encodes, since the tokenizer needs no lock of Python's."""
+        ids, failed = list[npt.NDArray[np.int32]](), dict[int, Failure]()
+        for at in range(0, len(texts), TOKENISED_AT_ONCE):
+            for i, each in enumerate(self._tokenise(list(texts[at : at + TOKENISED_AT_ONCE])), start=at):
+                failed |= {i: each} if isinstance(each, Failure) else {}
+                ids.append(NO_TOKEN if isinstance(each, Failure) else each)
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return Prepared(texts, np.concatenate([NO_TOKEN, *ids]), offsets, failed)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors (n, dim) of unit length, in the order of the texts.
 
         A text that the model fails on, or cannot give a finite direction (NaN, zero), has a row of NaN.
         """
-        return self.attempt(texts, tokens).vectors
+        return self.attempt(self.prepare(texts)).vectors
 
-    def attempt(self, texts: Sequence[str], tokens: Sequence[int]) -> Encoded:
+    def attempt(self, given: Prepared) -> Encoded:
         """As `encode`, with what went wrong. Raises EngineError where the device fails on anything from now on."""
-        vectors = np.full((len(texts), self.dim), np.nan, np.float32)
-        failed: dict[int, Failure] = {}
+        tokens = given.tokens
+        vectors = np.full((len(given.texts), self.dim), np.nan, np.float32)
+        failed = dict(given.failed)
         waiting = deque(batches(tokens, self._budget))
         while waiting:
             batch = waiting.popleft()
-            made = self._try([texts[i] for i in batch])
+            batch = batch[[i not in given.failed for i in batch]] if given.failed else batch
+            made = self._try(given, batch)
             if not isinstance(made, Failure):
                 vectors[batch] = made
             elif len(batch) == 1:
                 failed[int(batch[0])] = self._blamed(made)
             elif made.reason.startswith(OUT_OF_MEMORY):
-                self._budget = len(batch) * tokens[batch[0]] // 2
-                most = tokens[batch[0]]
+                most = int(tokens[batch[0]])
+                self._budget = len(batch) * most // 2
                 log.warning(
                     "out of memory on %s with %d passages of %d tokens: half as much at once from now on",
                     self.device,
@@ -136,42 +169,84 @@ class Encoder:
                     most,
                 )
                 rest = np.concatenate([batch, *waiting])
-                waiting = deque(rest[part] for part in batches([tokens[i] for i in rest], self._budget))
+                waiting = deque(rest[part] for part in batches(tokens[rest], self._budget))
             else:
                 waiting.extendleft(reversed(np.array_split(batch, 2)))
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            vectors /= norms
-        vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
-        return Encoded(vectors, failed)
+        return Encoded(_unit(vectors), failed)
 
     def _blamed(self, failure: Failure) -> Failure:
         """The failure, if it is the text's. Raises EngineError where the device fails on any text from now on."""
-        if isinstance(dead := self._try([PROBE]), Failure):
+        if isinstance(dead := self._try(self.prepare([PROBE]), np.zeros(1, np.intp)), Failure):
             raise EngineError(f"{self.device} fails on whatever it is given: {failure.reason}; then {dead.reason}")
         return failure
 
-    def _try(self, texts: list[str]) -> Vectors | Failure:
-        """Their vectors, or why there are none. What the failed pass held is free again when this returns."""
+    def _tokenise(self, texts: list[str]) -> list[npt.NDArray[np.int32] | Failure]:
         try:
-            return self._forward(texts)
+            return [np.array(each.ids, np.int32) for each in self._tokenizer.encode_batch_fast(texts)]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 a panic of the tokenizer is no Exception
+            if len(texts) == 1:
+                return [Failure.of("tokenizing failed", error)]
+        return [each for text in texts for each in self._tokenise([text])]
+
+    def _try(self, given: Prepared, batch: npt.NDArray[np.intp]) -> Vectors | Failure:
+        """The vectors of a batch, or why there are none. What the failed pass held is free again when this returns."""
+        try:
+            if self._pack is not None:
+                return self._forward(self._pack(given.of(batch)))
+            return self._padded([given.texts[i] for i in batch])
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 memory, the device, the code of a trusted model
             memory = isinstance(error, MemoryError) or MEMORY_WORDS.search(str(error))
             return Failure.of(OUT_OF_MEMORY if memory else "encoding failed", error)
 
-    def _forward(self, texts: list[str]) -> Vectors:
+    def _padded(self, texts: list[str]) -> Vectors:
+        """As sentence-transformers does it: any model, any module."""
+        return self._forward(self._model.preprocess(texts))
+
+    def _packer(self, tolerance: float) -> Any | None:
+        """What packs texts for this model; None where it takes none, or gives other vectors than for padded ones.
+
+        Tried, since models differ in what they build on positions and masks. The long text is for those that attend within a window.
+        """
+        from pipeline.encode.packing import Packer, lay_out
+
+        texts = [LONG_PROBE, f"  Üñî {PROBE.upper()}? ", PROBE, PROBE]
+        given = self.prepare(texts)
+        expected = _unit(np.concatenate([self._padded([text]) for text in texts]))
+        try:
+            packer = Packer(self._model)
+        except Exception as error:  # noqa: BLE001 whatever the model has against it
+            log.info("padded batches: %s", one_line(str(error)))
+            return None
+        with contextlib.suppress(Exception):
+            if np.allclose(_unit(self._forward(packer(given.of(range(len(texts)))))), expected, atol=tolerance):
+                lay_out(self._model)
+                return packer
+        packer.undo()
+        log.info("padded batches: packed ones give other vectors")
+        return None
+
+    def _forward(self, features: dict[str, Any]) -> Vectors:
         import torch
 
         with torch.inference_mode():
-            features: dict[str, Any] = self._model.preprocess(texts)
             on_device = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in features.items()}
             vectors: Vectors = self._model(on_device)["sentence_embedding"].float().cpu().numpy()
         return vectors
 
 
-def batches(tokens: Sequence[int], budget: int) -> Iterator[npt.NDArray[np.intp]]:
+def _unit(vectors: Vectors) -> Vectors:
+    """Of unit length; NaN where that cannot be."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
+    return vectors
+
+
+def batches(tokens: Sequence[int] | npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.intp]]:
     """Indices of texts that go together: alike in length, at most `budget` tokens once padded to the longest, longest first.
 
     Longest first, so that a batch that does not fit in memory is met at once and not after an hour.
@@ -182,6 +257,18 @@ def batches(tokens: Sequence[int], budget: int) -> Iterator[npt.NDArray[np.intp]
         size = max(1, budget // max(1, tokens[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def _tokenizer(model: Any, max_tokens: int | None) -> Tokenizer:
+    """The model's own, a copy that cuts off where the model stops reading and does not pad."""
+    own = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
+    tokenizer = Tokenizer.from_str(own.to_str())
+    tokenizer.no_padding()
+    if max_tokens:
+        tokenizer.enable_truncation(max_tokens)
+    else:
+        tokenizer.no_truncation()
+    return tokenizer
 
 
 def _quiet() -> None:

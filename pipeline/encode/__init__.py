@@ -1,0 +1,15 @@
+"""Texts → unit vectors: the only room with torch and sentence-transformers in it.
+
+Texts are tokenised once, ahead of encoding, and sorted by tokens over everything that is given. On a CPU they then go through the transformer packed, one after
+another without padding, where the model gives the same vectors so, which is tried when it is loaded; elsewhere in padded batches of texts alike in
+length. `tests/bench/speed.py` measures it against what people would otherwise write. Importing the libraries takes 5–20 s and 600 MB: only those who encode import
+them.
+
+A batch that fails, for want of memory or of anything else, is halved until the guilty text stands by itself.
+
+`encoder` is the room's door; `packing` is attention without padding.
+"""
+
+from pipeline.encode.encoder import Encoded, Encoder, Prepared, actual_precision, batches, best_device, gpu_count
+
+__all__ = ["Encoded", "Encoder", "Prepared", "actual_precision", "batches", "best_device", "gpu_count"]
