@@ -187,6 +187,7 @@ def test_a_text_that_the_tokenizer_fails_on_is_told_and_its_neighbours_are_whole
     assert made.failed[1].reason.startswith("tokenizing failed: Exception")
     np.testing.assert_allclose(made.vectors[[0, 2]], expected, atol=1e-6)
     assert np.isnan(made.vectors[1]).all()
+    assert list(encoder.attempt(encoder.prepare(["unheard"])).failed) == [0]
 
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyzA")

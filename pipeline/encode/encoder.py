@@ -150,10 +150,10 @@ class Encoder:
         tokens = given.tokens
         vectors = np.full((len(given.texts), self.dim), np.nan, np.float32)
         failed = dict(given.failed)
-        waiting = deque(batches(tokens, self._budget))
+        whole = np.array([i for i in range(len(given.texts)) if i not in given.failed], np.intp)
+        waiting = deque(whole[part] for part in batches(tokens[whole], self._budget))
         while waiting:
             batch = waiting.popleft()
-            batch = batch[[i not in given.failed for i in batch]] if given.failed else batch
             made = self._try(given, batch)
             if not isinstance(made, Failure):
                 vectors[batch] = made
@@ -214,19 +214,19 @@ class Encoder:
         from pipeline.encode.packing import Packer, lay_out
 
         texts = [LONG_PROBE, f"  Üñî {PROBE.upper()}? ", PROBE, PROBE]
-        given = self.prepare(texts)
-        expected = _unit(np.concatenate([self._padded([text]) for text in texts]))
-        try:
+        packer = None
+        try:  # models, and their tokenizers, may have anything against it
+            expected = _unit(np.concatenate([self._padded([text]) for text in texts]))
             packer = Packer(self._model)
-        except Exception as error:  # noqa: BLE001 whatever the model has against it
-            log.info("padded batches: %s", one_line(str(error)))
-            return None
-        with contextlib.suppress(Exception):
-            if np.allclose(_unit(self._forward(packer(given.of(range(len(texts)))))), expected, atol=tolerance):
+            found = _unit(self._forward(packer(self.prepare(texts).of(range(len(texts))))))
+            if np.allclose(found, expected, atol=tolerance):
                 lay_out(self._model)
                 return packer
-        packer.undo()
-        log.info("padded batches: packed ones give other vectors")
+            log.info("padded batches: packed ones give other vectors")
+        except Exception as error:  # noqa: BLE001
+            log.info("padded batches: %s", one_line(str(error)))
+        if packer is not None:
+            packer.undo()
         return None
 
     def _forward(self, features: dict[str, Any]) -> Vectors:
