@@ -30,7 +30,7 @@ SAME, SAME_SHORT = 1e-5, 2e-2  # by how much numbers of equal vectors differ, in
 TOKENISED_AT_ONCE = 1024  # texts; an encoding takes some 100 bytes a token
 NO_TOKEN = np.empty(0, np.int32)
 MEMORY_WORDS = re.compile("out of memory|allocate memory|enough memory|ALLOC_FAILED", re.IGNORECASE)  # CUDA, Linux, Windows, cuBLAS
-BATCH_TOKENS = {"cpu": 2048, "mps": 16_384, "cuda": 65_536}  # CPU: 1–4k is best, 8k slower; measured on AVX-512
+BATCH_TOKENS = {"cpu": 2048, "mps": 16_384, "cuda": 65_536}  # CPU: 1–2k is best, 4k slower: tests/bench/NOTES.md
 
 
 def actual_precision(precision: str) -> str:
@@ -220,7 +220,7 @@ class Encoder:
             packer = Packer(self._model)
             found = _unit(self._forward(packer(self.prepare(texts).of(range(len(texts))))))
             if np.allclose(found, expected, atol=tolerance):
-                lay_out(self._model)
+                lay_out(self._model, self._budget)
                 return packer
             log.info("padded batches: packed ones give other vectors")
         except Exception as error:  # noqa: BLE001

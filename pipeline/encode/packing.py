@@ -20,7 +20,6 @@ from transformers import AttentionInterface
 from transformers.activations import GELUActivation
 
 NAME = "latent_packed"
-TOKENS = 2048  # that go through at a time, about: oneDNN chooses the order of the weights for that
 
 
 class Packer:
@@ -52,23 +51,23 @@ class Packer:
         self._transformer.set_attn_implementation(self._attention)
 
 
-def lay_out(model: SentenceTransformer) -> None:
-    """Weights in the order in which oneDNN multiplies, bias and GELU within the product. For float32 on a CPU."""
+def lay_out(model: SentenceTransformer, tokens: int) -> None:
+    """Weights in the order in which oneDNN multiplies so many tokens by them, bias and GELU within the product. For float32 on a CPU."""
     if model.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return
     for layer in list(model.modules()):
         linears = [name for name, child in layer.named_children() if type(child) is torch.nn.Linear]
         gelu = len(linears) == 1 and isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation)  # BERT's family
         for name in linears:
-            setattr(layer, name, _Linear(getattr(layer, name), "gelu" if gelu else "none"))
+            setattr(layer, name, _Linear(getattr(layer, name), "gelu" if gelu else "none", tokens))
         if gelu:
             layer.intermediate_act_fn = torch.nn.Identity()
 
 
 class _Linear(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self, linear: torch.nn.Linear, then: str) -> None:
+    def __init__(self, linear: torch.nn.Linear, then: str, tokens: int) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TOKENS)  # noqa: SLF001
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)  # noqa: SLF001
         self._bias, self._then = linear.bias, then
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
