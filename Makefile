@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults bench pins audit clean
+.PHONY: run int8 test check faults bench pins audit clean
 
 run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect flow, and three searches
 	$(BIN)/latent run --flow
 	@for query in "how do I parse a date" "run a command and read its output" "what happens when an exception is raised"; do \
 	  printf '\n> latent search "%s" -k 3\n' "$$query"; $(BIN)/latent search "$$query" -k 3 || exit 1; done
 	@printf '\nnext:\n  $(BIN)/latent status\n  $(BIN)/latent search "your question" --where "kind = '"'function'"'"\n  edit a file in data/sample, then make run: only its changed passages are encoded\n  $(BIN)/latent init PATH --config mine.toml    your own documents\n'
+
+int8: .venv/ready-int8  ## what [model] precision = "int8" needs
 
 test: .venv/ready-dev  ## the whole suite, real engines, two files at a time
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -36,17 +38,23 @@ data/sample: | .venv/ready
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt
+.venv/ready-int8: .venv/ready requirements-int8.txt
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-int8.txt
+	touch $@
+
+.venv/ready-dev: .venv/ready-int8 requirements-dev.txt
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt
 	touch $@
 
 PIN := UV_CUSTOM_COMPILE_COMMAND="make pins" uv pip compile --quiet --universal --generate-hashes --python-version 3.11
-pins:  ## requirements.txt and requirements-dev.txt from pyproject.toml: keeps versions that still fit; needs uv
+pins:  ## the three lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
 	$(PIN) --extra model --no-emit-package torch --output-file requirements.txt pyproject.toml
-	$(PIN) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["int8"], sep="\n")' \
+	  | $(PIN) --constraint requirements.txt --output-file requirements-int8.txt -
+	$(PIN) --group dev --constraint requirements.txt --constraint requirements-int8.txt --output-file requirements-dev.txt
 
 audit:  ## known vulnerabilities of what is pinned; needs pip-audit and the network
-	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-dev.txt
+	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-dev.txt
 	pip-audit --strict --disable-pip --no-deps --requirement requirements-torch.txt
 
 clean:  ## the environment and all data

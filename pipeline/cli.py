@@ -113,6 +113,7 @@ def plan(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> 
     from pipeline import run as use_case
 
     settings = load(config, overrides)
+    _log(verbose=False)
     with _progress() as on_progress:
         report = use_case.plan(settings, on_progress)
     _print(report, as_json, _told(report, planned=True))

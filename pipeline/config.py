@@ -132,12 +132,19 @@ class Model(_Section):
         "", pattern="^([0-9a-f]{64})?$", description="SHA-256 that model.safetensors must have; empty: recorded, not required"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto | cpu | cuda | cuda:0 | mps")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the encoder's arithmetic: auto (float32) | float32 | bfloat16 | float16"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="of the encoder's arithmetic: auto (float32) | float32 | bfloat16 | float16 | int8 (on CPUs; needs latent[int8])",
     )
     query_prompt: str = Field("", description="put before queries")
     document_prompt: str = Field("", description="put before documents; part of the spec")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+    @model_validator(mode="after")
+    def _int8_on_cpu(self) -> Model:
+        if self.precision == "int8" and self.device not in {"auto", "cpu"}:
+            raise ValueError(f"device auto or cpu for precision int8 (got device {self.device})")
+        return self
 
 
 class Table(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -18,6 +19,7 @@ from pipeline.store import vectors_of
 from pipeline.survey import Outlook, Scene
 from pipeline.worker import cut
 
+log = logging.getLogger("pipeline")
 SAMPLE_SHARDS = 8
 SAMPLE_DOCUMENTS = 32  # of each sampled shard
 CALIBRATION_S = 4.0
@@ -41,6 +43,8 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
         settings.document_prompt,
     )
     encoder = Encoder(at.model, device=settings.device, precision=settings.precision, threads=at.config.ray.cpus_per_worker)
+    if encoder.loss:
+        log.warning("precision int8: %s", encoder.loss)
     start_s = time.perf_counter() - started
     documents = _sample(outlook, at)
     chunks, _ = cut(documents, chunker, at.config.source.format)

@@ -7,6 +7,7 @@ any crash: what was committed is found unchanged, the rest is done. With nothing
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from functools import partial
 
 from pipeline import store
 from pipeline.config import Config
+from pipeline.encode import loss_of
 from pipeline.engine import Crew, Engine, MakeWorker
 from pipeline.errors import Interrupted, QueryError, StoreError
 from pipeline.estimate import estimate
@@ -24,6 +26,7 @@ from pipeline.store import Store, Tuning
 from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
 
+log = logging.getLogger("pipeline")
 MakeEngine = Callable[[Crew, MakeWorker, int], Engine]
 COMMIT_S = 20.0  # receipts are grouped this long: a version costs little, but thousands of fragments a version do
 
@@ -114,6 +117,8 @@ def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> N
     if not outlook.plan.shards:
         return
     on_progress(Progress("start", 0, ledger.total))
+    if at.spec.precision == "int8":
+        log.warning("precision int8: %s", loss_of(at.model))
     job = Job(at.config, at.spec, outlook.metadata, at.store, ledger.lease.run_id, ledger.base)
     with make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)) as engine:
         ledger.workers = engine.workers

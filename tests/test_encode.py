@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import cached_assets_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -29,10 +36,12 @@ from transformers import (
     RobertaModel,
 )
 
-from pipeline.encode import Encoder, actual_precision, batches, best_device
+from pipeline.encode import Encoder, actual_precision, batches, best_device, loss_of
+from pipeline.encode.packing import Padder
 from pipeline.errors import EngineError, ModelError
 from pipeline.model import resolve
 from pipeline.schema import LocalModel
+from pipeline.verify import AGREES
 
 TEXTS = [
     "How do I parse a date?",
@@ -87,7 +96,8 @@ def test_a_shorter_arithmetic_gives_unit_vectors_near_those_of_float32(model, ve
 
 
 def test_auto_means_float32_and_a_device_that_is_there():
-    assert [actual_precision(p) for p in ("auto", "bfloat16")] == ["float32", "bfloat16"]
+    assert [actual_precision(p) for p in ("auto", "bfloat16", "int8")] == ["float32", "bfloat16", "int8"]
+    assert best_device("auto", "int8") == "cpu"
     assert torch.zeros(1, device=best_device("auto")).device.type == best_device("auto")
     assert best_device("cuda:3") == "cuda:3"
 
@@ -205,33 +215,157 @@ FAMILIES = {
 }
 
 
+def transformer(folder: Path, kind: type, config: object, **tokenizing: object) -> Path:
+    """A small model of random weights that knows letters."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", *LETTERS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", **tokenizing)
+    words.save_pretrained(folder / "bare")
+    torch.manual_seed(1)
+    kind(config).save_pretrained(folder / "bare")
+    SentenceTransformer(modules=[Transformer(str(folder / "bare")), Pooling(16)], device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_go_packed_where_that_gives_the_vectors_of_padded_ones(tmp_path, family):
     kind, config, packs = FAMILIES[family]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", *LETTERS])}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(tmp_path / "bare")
-    torch.manual_seed(1)
-    kind(config).save_pretrained(tmp_path / "bare")
-    SentenceTransformer(modules=[Transformer(str(tmp_path / "bare")), Pooling(16)], device="cpu").save(str(tmp_path / "model"))
-    encoder = Encoder(resolve(str(tmp_path / "model")), device="cpu")
-    assert (encoder._pack is not None) == packs
+    folder = transformer(tmp_path, kind, config)
+    encoder = Encoder(resolve(str(folder)), device="cpu")
+    assert encoder._features.pads != packs
     chance = np.random.default_rng(1)
     texts = [" ".join(chance.choice(LETTERS, size)) for size in chance.integers(1, 390, 60)]
-    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts, normalize_embeddings=True)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
     np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-5)
 
 
+def test_a_model_that_takes_no_ids_is_given_its_texts(small_model):
+    encoder = Encoder(resolve(str(small_model)), device="cpu")
+    assert encoder._features is None
+    np.testing.assert_allclose(
+        encoder.encode(["w1 w2", "w3"]), SentenceTransformer(str(small_model)).encode(["w1 w2", "w3"]), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_padded_on_the_side_that_the_model_wants(tmp_path, side):
+    encoder = Encoder(resolve(str(transformer(tmp_path, *FAMILIES["causal, shared heads"][:2], padding_side=side))), device="cpu")
+    ids = [np.array([2, 3, 4], np.int32), np.array([5], np.int32)]
+    features = Padder(encoder._model)(ids)
+    assert features["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0] if side == "right" else [0, 0, 1]]
+    assert features["input_ids"].tolist() == [[2, 3, 4], [5, 1, 1] if side == "right" else [1, 1, 5]]
+
+
+# --- 8 bits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_vectors_in_8_bits_are_near_those_in_float32_and_their_loss_is_told(model, vectors, own_cache):
+    encoder = Encoder(model, precision="int8")
+    found = encoder.encode(TEXTS)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert not np.allclose(found, vectors, atol=1e-3)
+    assert (found * vectors).sum(axis=1).min() > 0.99
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    assert (found * alone).sum(axis=1).min() > 1 - AGREES
+    assert 0.99 < encoder.loss.least <= encoder.loss.cosine < 1
+    assert loss_of(model) == encoder.loss
+    assert Encoder(model, device="cpu").loss is None
+
+
+CONVERT = """
+import sys
+from pipeline.encode import Encoder, int8
+from pipeline.model import resolve
+convert = int8._convert
+def told(*args):
+    print("converted", flush=True)
+    convert(*args)
+int8._convert = told
+print(Encoder(resolve(sys.argv[1]), precision="int8").encode(["a b c d"]).shape)
+"""
+
+
+def test_of_processes_that_want_8_bits_at_once_one_converts_the_model(tmp_path):
+    folder = transformer(tmp_path, *FAMILIES["BERT"][:2])
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CONVERT, str(folder)]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = "".join(process.communicate()[0] for process in processes)
+    assert said.count("converted") == 1
+    assert said.count("(1, 16)") == 3
+
+
+def test_a_conversion_that_was_cut_off_is_made_again(tmp_path, own_cache):
+    local = resolve(str(transformer(tmp_path, *FAMILIES["BERT"][:2])))
+    expected = Encoder(local, precision="int8").encode(["a b c"])
+    (folder,) = [path.parent for path in own_cache.rglob("loss.json")]
+    (folder / "loss.json").unlink()  # written last
+    (folder / "model.bin").write_bytes(b"")
+    np.testing.assert_allclose(Encoder(local, precision="int8").encode(["a b c"]), expected, atol=1e-6)
+
+
+def test_a_model_without_a_transformer_takes_no_8_bits_and_says_so_in_one_line(small_model, own_cache):
+    with pytest.raises(ModelError, match=r"takes no 8-bit arithmetic: set .* precision to auto") as caught:
+        Encoder(resolve(str(small_model)), precision="int8")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_does_not_convert_says_so_in_one_line(model, own_cache, monkeypatch):
+    monkeypatch.setattr("openvino.convert_model", lambda *_, **__: 1 / 0)
+    with pytest.raises(ModelError, match=r"does not convert to 8 bits: division by zero: set .* precision to auto") as caught:
+        Encoder(model, precision="int8")
+    assert "\n" not in str(caught.value)
+
+
+def test_8_bit_weights_that_were_damaged_name_what_to_remove(tmp_path, own_cache):
+    local = resolve(str(transformer(tmp_path, *FAMILIES["BERT"][:2])))
+    Encoder(local, precision="int8")
+    (weights,) = own_cache.rglob("model.xml")
+    weights.write_text("<")
+    with pytest.raises(ModelError, match="its 8-bit weights do not load: remove") as caught:
+        Encoder(local, precision="int8")
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(weights.parent)
+    assert np.isfinite(Encoder(local, precision="int8").encode(["a"])).all()
+
+
+def test_a_model_that_loses_too_much_in_8_bits_is_refused(tmp_path, own_cache, monkeypatch):
+    monkeypatch.setattr("pipeline.encode.int8.LEAST_COSINE", 1.0)
+    local = resolve(str(transformer(tmp_path, *FAMILIES["BERT"][:2])))
+    for _ in range(2):  # found out, and known
+        with pytest.raises(ModelError, match=r"loses too much in 8 bits: cosine to float32 \d\.\d+ on average"):
+            Encoder(local, precision="int8")
+
+
+def test_8_bits_without_openvino_name_what_to_install(model, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("pipeline.encode.loss.version", missing)
+    with pytest.raises(ModelError, match=r"precision int8 needs openvino: install latent\[int8\]"):
+        loss_of(model)
+
+
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 600), max_size=200), st.integers(1, 4096))
-def test_batches_take_each_text_once_longest_first_and_within_the_budget(tokens, budget):
-    cut = [batch.tolist() for batch in batches(tokens, budget)]
+@given(st.lists(st.integers(0, 600), max_size=200), st.integers(1, 4096), st.sampled_from([0.0, 0.9]))
+def test_batches_take_each_text_once_longest_first_and_within_the_budget(tokens, budget, alike):
+    cut = [batch.tolist() for batch in batches(tokens, budget, alike)]
     order = [i for batch in cut for i in batch]
     assert sorted(order) == list(range(len(tokens)))
     assert [tokens[i] for i in order] == sorted(tokens, reverse=True)
     assert all(len(batch) == 1 or len(batch) * max(tokens[i] for i in batch) <= budget for batch in cut)
-    # None could be joined to its neighbour: a batch is as large as the budget lets it be.
-    assert all((len(batch) + 1) * max(1, *(tokens[i] for i in batch), 1) > budget for batch in cut[:-1])
+    for batch, following in itertools.pairwise(cut):  # none could be joined to its neighbour
+        longest = max(1, tokens[batch[0]])
+        full = (len(batch) + 1) * longest > budget
+        unlike = tokens[following[0]] < alike * longest and (len(batch) + 1) * longest > budget // 4
+        assert full or unlike
+        assert (len(batch) - 1) * longest <= budget // 4 or tokens[batch[-1]] >= alike * longest
 
 
 def pickled(folder: Path) -> None:

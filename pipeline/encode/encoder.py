@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from pipeline.encode.loss import Loss, known_loss
 from pipeline.errors import EngineError, Failure, ModelError, one_line
 from pipeline.schema import LocalModel
 
@@ -30,7 +31,8 @@ SAME, SAME_SHORT = 1e-5, 2e-2  # by how much numbers of equal vectors differ, in
 TOKENISED_AT_ONCE = 1024  # texts; an encoding takes some 100 bytes a token
 NO_TOKEN = np.empty(0, np.int32)
 MEMORY_WORDS = re.compile("out of memory|allocate memory|enough memory|ALLOC_FAILED", re.IGNORECASE)  # CUDA, Linux, Windows, cuBLAS
-BATCH_TOKENS = {"cpu": 2048, "mps": 16_384, "cuda": 65_536}  # CPU: 1–2k is best, 4k slower: tests/bench/NOTES.md
+BATCH_TOKENS = {"cpu": 2048, "int8": 1024, "mps": 16_384, "cuda": 65_536}  # CPU: 1–2k is best, 4k slower: tests/bench/NOTES.md
+ALIKE, FEW = 0.9, 4  # a padded batch takes texts of 0.9 of its longest's length, or a quarter of the budget
 
 
 def actual_precision(precision: str) -> str:
@@ -38,15 +40,24 @@ def actual_precision(precision: str) -> str:
     return "float32" if precision == "auto" else precision
 
 
-def best_device(device: str) -> str:
+def best_device(device: str, precision: str = "auto") -> str:
     """What "auto" stands for on this machine."""
     if device != "auto":
         return device
+    if precision == "int8":
+        return "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def loss_of(model: LocalModel) -> Loss:
+    """What precision "int8" costs. Converts the model where this machine has not yet, which takes some seconds."""
+    loss = known_loss(model) or Encoder(model, precision="int8").loss
+    assert loss is not None
+    return loss
 
 
 def gpu_count() -> int:
@@ -94,10 +105,11 @@ class Encoder:
 
         if threads:
             torch.set_num_threads(threads)
-        self.device = best_device(device)
+        self.device = best_device(device, precision)
         self.dim = model.dim
-        self._budget = BATCH_TOKENS[self.device.split(":")[0]]  # halved where a batch does not fit in memory
-        dtype = getattr(torch, actual_precision(precision))
+        int8 = precision == "int8"
+        self._budget = BATCH_TOKENS["int8" if int8 else self.device.split(":")[0]]  # halved where a batch does not fit in memory
+        dtype = torch.float32 if int8 else getattr(torch, actual_precision(precision))
         try:
             self._model = SentenceTransformer(
                 model.folder,
@@ -126,7 +138,8 @@ class Encoder:
                 f"model {model.name}: gives no finite vector for {PROBE!r} in {actual_precision(precision)}: "
                 "its weights are damaged, or [model] precision is too short for them"
             )
-        self._pack = self._packer(SAME if dtype == torch.float32 else SAME_SHORT) if self.device == "cpu" else None
+        self._features = self._faithful(SAME if dtype == torch.float32 else SAME_SHORT, packed=self.device == "cpu" and not int8)
+        self.loss = self._quantise(model, threads) if int8 else None  # of 8-bit vectors, against float32
 
     def prepare(self, texts: Sequence[str]) -> Prepared:
         """Tokenise: beside another thread that encodes, since the tokenizer needs no lock of Python's."""
@@ -151,7 +164,7 @@ class Encoder:
         vectors = np.full((len(given.texts), self.dim), np.nan, np.float32)
         failed = dict(given.failed)
         whole = np.array([i for i in range(len(given.texts)) if i not in given.failed], np.intp)
-        waiting = deque(whole[part] for part in batches(tokens[whole], self._budget))
+        waiting = deque(whole[part] for part in batches(tokens[whole], self._budget, self._alike))
         while waiting:
             batch = waiting.popleft()
             made = self._try(given, batch)
@@ -169,10 +182,15 @@ class Encoder:
                     most,
                 )
                 rest = np.concatenate([batch, *waiting])
-                waiting = deque(rest[part] for part in batches(tokens[rest], self._budget))
+                waiting = deque(rest[part] for part in batches(tokens[rest], self._budget, self._alike))
             else:
                 waiting.extendleft(reversed(np.array_split(batch, 2)))
         return Encoded(_unit(vectors), failed)
+
+    @property
+    def _alike(self) -> float:
+        """See `batches`."""
+        return ALIKE if self._features is None or self._features.pads else 0.0
 
     def _blamed(self, failure: Failure) -> Failure:
         """The failure, if it is the text's. Raises EngineError where the device fails on any text from now on."""
@@ -193,8 +211,8 @@ class Encoder:
     def _try(self, given: Prepared, batch: npt.NDArray[np.intp]) -> Vectors | Failure:
         """The vectors of a batch, or why there are none. What the failed pass held is free again when this returns."""
         try:
-            if self._pack is not None:
-                return self._forward(self._pack(given.of(batch)))
+            if self._features is not None:
+                return self._forward(self._features(given.of(batch)))
             return self._padded([given.texts[i] for i in batch])
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -206,28 +224,41 @@ class Encoder:
         """As sentence-transformers does it: any model, any module."""
         return self._forward(self._model.preprocess(texts))
 
-    def _packer(self, tolerance: float) -> Any | None:
-        """What packs texts for this model; None where it takes none, or gives other vectors than for padded ones.
+    def _faithful(self, tolerance: float, *, packed: bool) -> Any | None:
+        """What makes features of ids for this model; None where none gives the vectors that sentence-transformers gives.
 
         Tried, since models differ in what they build on positions and masks. The long text is for those that attend within a window.
         """
-        from pipeline.encode.packing import Packer, lay_out
+        from pipeline.encode.packing import Packer, Padder, lay_out
 
         texts = [LONG_PROBE, f"  Üñî {PROBE.upper()}? ", PROBE, PROBE]
-        packer = None
-        try:  # models, and their tokenizers, may have anything against it
-            expected = _unit(np.concatenate([self._padded([text]) for text in texts]))
-            packer = Packer(self._model)
-            found = _unit(self._forward(packer(self.prepare(texts).of(range(len(texts))))))
-            if np.allclose(found, expected, atol=tolerance):
-                lay_out(self._model, self._budget)
-                return packer
-            log.info("padded batches: packed ones give other vectors")
-        except Exception as error:  # noqa: BLE001
-            log.info("padded batches: %s", one_line(str(error)))
-        if packer is not None:
-            packer.undo()
+        kinds: list[Any] = [Packer, Padder] if packed else [Padder]
+        for kind in kinds:
+            features = None
+            try:  # models, and their tokenizers, may have anything against it
+                expected = _unit(np.concatenate([self._padded([text]) for text in texts]))
+                features = kind(self._model)
+                found = _unit(self._forward(features(self.prepare(texts).of(range(len(texts))))))
+                if np.allclose(found, expected, atol=tolerance):
+                    if kind is Packer:
+                        lay_out(self._model, self._budget)
+                    return features
+                reason = "other vectors"
+            except Exception as error:  # noqa: BLE001
+                reason = one_line(str(error))
+            log.info("texts do not go through a %s: %s", kind.__name__, reason)
+            if features is not None:
+                features.undo()
         return None
+
+    def _quantise(self, model: LocalModel, threads: int | None) -> Loss:
+        """From now on the transformer calculates in 8 bits. Raises ModelError where it cannot."""
+        from pipeline.encode.int8 import quantise
+
+        if self._features is None:
+            raise ModelError(f"model {model.name}: takes no 8-bit arithmetic: set [model] precision to auto")
+        example = self._features(self.prepare([LONG_PROBE, PROBE]).of(range(2)))
+        return quantise(self._model, model, example, threads, self.encode)
 
     def _forward(self, features: dict[str, Any]) -> Vectors:
         import torch
@@ -246,15 +277,19 @@ def _unit(vectors: Vectors) -> Vectors:
     return vectors
 
 
-def batches(tokens: Sequence[int] | npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.intp]]:
-    """Indices of texts that go together: alike in length, at most `budget` tokens once padded to the longest, longest first.
+def batches(tokens: Sequence[int] | npt.NDArray[np.int64], budget: int, alike: float = 0.0) -> Iterator[npt.NDArray[np.intp]]:
+    """Indices of texts that go together: at most `budget` tokens once padded to the longest, longest first.
 
+    A batch with a part of the budget in it ends at a text shorter than `alike` of its longest: padding costs as much as tokens do.
     Longest first, so that a batch that does not fit in memory is met at once and not after an hour.
     """
     order = np.argsort(-np.asarray(tokens), kind="stable")
+    ascending = -np.asarray(tokens)[order]
     start = 0
     while start < len(order):
-        size = max(1, budget // max(1, tokens[order[start]]))
+        longest = max(1, -int(ascending[start]))
+        near = int(np.searchsorted(ascending, -alike * longest, side="right")) - start
+        size = max(1, min(budget // longest, max(near, budget // FEW // longest)))
         yield order[start : start + size]
         start += size
 

@@ -1,6 +1,6 @@
-"""Texts through a transformer one after another in one row, without padding.
+"""Features of texts, from the ids of their tokens: padded to the longest, or packed one after another in one row.
 
-sentence-transformers does this itself where flash attention is installed: the modules after the transformer find each text by `cu_seq_lens_q`. This is the
+sentence-transformers packs texts itself where flash attention is installed: the modules after the transformer find each text by `cu_seq_lens_q`. Here is the
 attention for machines without it. Texts come sorted by length, so those of one length stand side by side, and each such run is one call of scaled
 dot product attention that needs no mask.
 """
@@ -22,8 +22,31 @@ from transformers.activations import GELUActivation
 NAME = "latent_packed"
 
 
+class Padder:
+    """Features as sentence-transformers' own, without its asking the tokenizer once more."""
+
+    pads = True
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        """Raises AttributeError where the model has no tokenizer that pads."""
+        self._pad, self._left = model.tokenizer.pad_token_id or 0, model.tokenizer.padding_side == "left"
+
+    def __call__(self, ids: Sequence[npt.NDArray[np.int32]]) -> dict[str, Any]:
+        lengths = np.array([len(each) for each in ids])
+        places = np.arange(lengths.max())
+        mask = places >= len(places) - lengths[:, None] if self._left else places < lengths[:, None]
+        matrix = np.full(mask.shape, self._pad, np.int64)
+        matrix[mask] = np.concatenate(ids)
+        return {"input_ids": torch.from_numpy(matrix), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+    def undo(self) -> None:
+        """The model is as it was."""
+
+
 class Packer:
     """Makes features of texts for a model, which takes them until `undo`."""
+
+    pads = False
 
     def __init__(self, model: SentenceTransformer) -> None:
         """Raises TypeError, or what the model raises, where it has no attention to replace."""
