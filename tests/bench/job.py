@@ -65,8 +65,9 @@ def ray_data(folder: Path) -> None:
             batch["vector"] = self._model.encode(list(batch["text"]), normalize_embeddings=True, show_progress_bar=False)
             return batch
 
-    ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
     cores = os.cpu_count() or 1
+    # One slot more than cores: with the actors on all of them the tasks that read would wait for ever.
+    ray.init(num_cpus=cores + 1, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
     embedded = ray.data.read_json(str(folder / "src"), lines=True).map_batches(Embed, batch_size=64, concurrency=cores, num_cpus=1)
     database, table = lancedb.connect(folder / "table"), None
     for rows in embedded.iter_batches(batch_size=1024, batch_format="numpy"):
