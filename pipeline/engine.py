@@ -28,8 +28,9 @@ from pipeline.schema import Receipt, Shard
 
 log = logging.getLogger("pipeline")
 WINDOW = 2  # shards a worker has in hand: one encodes while the next is read
+CLUSTER_WORKERS = 64  # planned for, where the cluster is to say how many it has
 DEATHS_IN_A_ROW = (
-    24  # a shard of 2,048 documents needs 12 halvings to find one that kills; twice that means it is not the documents
+    34  # the largest shard needs 17 halvings to find one document that kills; twice that means it is not the documents
 )
 FAILED_STARTS = 20  # calls to a worker whose process is being replaced fail until the new one is there
 RESTART_S = 0.5
@@ -72,6 +73,12 @@ class Crew:
     most: int | None = None  # None: as many as the machine or cluster holds
     cpus: int = 1
     gpus: float = 0
+
+    @property
+    def expected(self) -> int:
+        """Workers, as far as that can be told before Ray is asked: for how many to plan."""
+        here = (os.cpu_count() or 1) // self.cpus if self.address == "local" else CLUSTER_WORKERS
+        return max(self.least, self.most or here)
 
     def count(self, cpus: float, gpus: float, shards: int) -> int:
         """Workers for so many shards where Ray has these cores and GPUs."""
@@ -164,8 +171,7 @@ class Engine:
         deaths, last_ready = 0, time.monotonic()
         while queue or suspects or in_flight:
             self._hand_out(queue, suspects, in_flight)
-            done, _ = ray.wait([*in_flight, *self._starting], timeout=1.0)
-            for ref in done:
+            for ref in _done([*in_flight, *self._starting]):
                 if ref in self._starting:
                     self._admit(ref)
                     continue
@@ -299,6 +305,15 @@ def _read_environment_again() -> None:
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
+
+
+def _done(refs: list[Any]) -> list[Any]:
+    """Those that are ready, all of them: a call costs by how many are waited for. None after a second without any."""
+    import ray
+
+    first, rest = ray.wait(refs, timeout=1.0)
+    more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else []
+    return [*first, *more]
 
 
 def _outcome(ref: Any) -> Receipt | Failure:

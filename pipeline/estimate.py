@@ -52,13 +52,17 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
     fresh = [settings.document_prompt + text for h, text in texts.items() if h not in held]
     rate = _tokens_per_second(encoder, fresh)
-    scale = outlook.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
+    sampled = max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
+    scale = outlook.plan.chars / sampled
+    # Each document has a chunk, and more by its length.
+    cut_up = sum(map(len, outlook.plan.shards)) + (chunks.num_rows - documents.num_rows) * scale
+    new = len(fresh) / max(chunks.num_rows, 1)
     total = round(len(encoder.prepare(fresh).ids) * scale)
     workers = at.crew.count(os.cpu_count() or 1, gpu_count(), len(outlook.plan.shards))
     seconds = RAY_START_S + start_s + total / (rate * workers)
     return replace(
         report,
-        chunks=ChunkCounts(round(len(fresh) * scale), round((chunks.num_rows - len(fresh)) * scale), 0),
+        chunks=ChunkCounts(round(cut_up * new), round(cut_up * (1 - new)), 0),
         tokens=total,
         seconds=round(seconds, 3),
         tokens_per_second=round(rate * workers, 1),
@@ -67,15 +71,17 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
 
 
 def _sample(outlook: Outlook, at: Scene) -> pa.Table:
-    """Documents to do from shards all over the plan, with `source_file`."""
-    chosen = random.Random(SEED).sample(outlook.plan.shards, min(SAMPLE_SHARDS, len(outlook.plan.shards)))  # noqa: S311
+    """Documents to do from all over the plan, with `source_file`."""
+    chance = random.Random(SEED)  # noqa: S311
     settings = at.config.source
     reader = source.Reader(source.locate(settings.uri), settings.format, settings, outlook.metadata)
     tables = []
-    for shard in chosen:
-        for piece in shard.slices[:SAMPLE_DOCUMENTS]:
-            rows = piece.documents[: max(1, SAMPLE_DOCUMENTS // len(shard.slices))]
-            found = reader.read(Slice(piece.file, rows))
+    for shard in chance.sample(outlook.plan.shards, min(SAMPLE_SHARDS, len(outlook.plan.shards))):
+        chosen, first = sorted(chance.sample(range(len(shard)), min(SAMPLE_DOCUMENTS, len(shard)))), 0
+        for piece in shard.slices:
+            rows = [i - first for i in chosen if first <= i < first + piece.documents.num_rows]
+            first += piece.documents.num_rows
+            found = reader.read(Slice(piece.file, piece.documents.take(rows))) if rows else reader.schema.empty_table()
             tables.append(found.append_column("source_file", pa.array([piece.file.path] * found.num_rows, pa.string())))
     return pa.concat_tables(tables)
 

@@ -69,7 +69,9 @@ class Ledger:
         self._pending: list[Receipt] = []
         self._replaced: list[pa.Array] = []
         self._ended = False  # the last commit is made
-        self._tried = set[tuple[str, str]]()  # id and file of documents that workers are through with
+        earlier = self.outlook.survey.quarantine
+        # Id and file of the quarantined documents that workers are not through with.
+        self._untried = set(zip(earlier["doc_id"].to_pylist(), earlier["source_file"].to_pylist(), strict=True))
         self._undone = Counter[str]()  # documents to do, by file
         for shard in self.outlook.plan.shards:
             for piece in shard.slices:
@@ -88,9 +90,10 @@ class Ledger:
         fresh = documents.filter(pc.invert(stale))
         self._undone.subtract(fresh["source_file"].to_pylist())
         self._replaced.append(fresh.filter(fresh["held"])["doc_id"].combine_chunks())
-        self._tried |= set(zip(fresh["doc_id"].to_pylist(), fresh["source_file"].to_pylist(), strict=True))
+        if self._untried:
+            self._untried -= set(zip(fresh["doc_id"].to_pylist(), fresh["source_file"].to_pylist(), strict=True))
         self._pending.append(outcome)
-        self.lost = pa.concat_tables([self.lost, outcome.quarantined])
+        self.lost = pa.concat_tables([self.lost, outcome.quarantined]) if outcome.quarantined.num_rows else self.lost
         self.embedded += fresh.num_rows - outcome.quarantined.num_rows
         self.tokens += outcome.tokens
         gone = pc.is_in(documents["doc_id"], value_set=outcome.quarantined["doc_id"].combine_chunks())
@@ -195,7 +198,7 @@ class Ledger:
         told = planned.filter(pc.invert(self._waits(planned["source_file"], last=False)))
         earlier = recorded.filter(self._waits(recorded["source_file"], last=False))
         keys = zip(earlier["doc_id"].to_pylist(), earlier["source_file"].to_pylist(), strict=True)
-        untried = earlier.filter(pa.array([key not in self._tried for key in keys], pa.bool_()))
+        untried = earlier.filter(pa.array([key in self._untried for key in keys], pa.bool_()))
         return pa.concat_tables([told, untried, self.lost])
 
     def _waits(self, paths: pa.ChunkedArray, *, last: bool) -> pa.Array:

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from pipeline.schema import FILES, QUARANTINE, DocumentCounts, FileState, Shard, Slice
 
 SHARD_DOCUMENTS = 2048
-SHARD_CHARS = (1 << 16, 1 << 20)  # about 15k to 250k tokens: 6–90 s on one core; large in large runs, to keep fragments few
-SHARDS_AIMED_AT = 64
+SHARD_CHARS = (1 << 16, 1 << 20)  # about 15k to 250k tokens: 4–70 s on one core; large in large runs, to keep fragments few
+SHARDS_A_WORKER, LEAST_SHARDS = 16, 64  # aimed at, so that workers end together
+ON_GPU = 32  # times as much in a shard
 DUPLICATE = "duplicate id"  # how the reason of a shadowed document begins
 
 
@@ -92,8 +93,8 @@ class Survey:
     retry: bool = False  # take quarantined documents again
 
 
-def make_plan(survey: Survey, run_id: str) -> Plan:
-    """The plan of a survey.
+def make_plan(survey: Survey, run_id: str, workers: int = 1, *, on_gpu: bool = False) -> Plan:
+    """The plan of a survey, in shards for so many workers.
 
     Of documents with one id the first wins, by path and then row; the others are quarantined. A document that moved is done
     again under its new file, its vectors reused. A refused file keeps its documents; so does a file in which a row could not be told
@@ -121,7 +122,7 @@ def make_plan(survey: Survey, run_id: str) -> Plan:
     in_quarantine = pc.is_in(deleted, value_set=quarantined["doc_id"].combine_chunks())
     changed = _count(pc.and_(held, pc.invert(same_hash)))
     return Plan(
-        shards=tuple(_shards(todo, survey.listing)),
+        shards=tuple(_shards(todo, survey.listing, max(LEAST_SHARDS, SHARDS_A_WORKER * workers), ON_GPU if on_gpu else 1)),
         deleted=deleted,
         quarantined=quarantined,
         files=_files(survey, run_id),
@@ -236,22 +237,22 @@ def _files(survey: Survey, run_id: str) -> pa.Table:
     return pa.concat_tables([survey.recorded.filter(kept), pa.Table.from_pylist(rows, schema=FILES)])
 
 
-def _shards(todo: pa.Table, listing: Sequence[FileState]) -> Iterator[Shard]:
+def _shards(todo: pa.Table, listing: Sequence[FileState], aim: int, times: int) -> Iterator[Shard]:
     """Documents to do, cut into shards in the order of files and rows."""
     files = todo["file"].to_numpy()
     documents = todo.select(["row", "doc_id", "doc_hash", "held"])
-    for start, stop in pairwise(_cuts(todo["chars"].to_numpy())):
+    for start, stop in pairwise(_cuts(todo["chars"].to_numpy(), aim, times)):
         edges = [start, *(start + 1 + np.flatnonzero(np.diff(files[start:stop]))), stop]
         yield Shard(tuple(Slice(listing[files[a]], documents[a:b].combine_chunks()) for a, b in pairwise(edges)))
 
 
-def _cuts(chars: np.ndarray) -> list[int]:
+def _cuts(chars: np.ndarray, aim: int, times: int) -> list[int]:
     """Where shards begin, and the end: each of at most SHARD_DOCUMENTS and of a share of all characters, but never empty."""
     least, most = SHARD_CHARS
-    room = min(max(int(chars.sum()) // SHARDS_AIMED_AT, least), most)
+    room = min(max(int(chars.sum()) // aim, least), most * times)
     cuts, filled = [0], 0
     for i, length in enumerate(chars):
-        if i > cuts[-1] and (filled + length > room or i - cuts[-1] >= SHARD_DOCUMENTS):
+        if i > cuts[-1] and (filled + length > room or i - cuts[-1] >= SHARD_DOCUMENTS * times):
             cuts.append(i)
             filled = 0
         filled += int(length)

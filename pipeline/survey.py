@@ -145,7 +145,7 @@ def survey(
         reopened |= contested(pa.concat_tables(sightings), held, quarantine, changes.unchanged)
         changes = compare_files(files, recorded, reading, reopened)
     result = Survey(files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined)
-    done = make_plan(result, run_id)
+    done = make_plan(result, run_id, at.crew.expected, on_gpu=at.crew.gpus > 0)
     pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
     return Outlook(
         done, replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()), metadata, state.version, listing.ignored

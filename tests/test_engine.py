@@ -145,3 +145,17 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
         Engine(Crew("127.0.0.1:1"), Fragile, 1),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("crew", "expected"),
+    [
+        (Crew(least=3, most=3), 3),
+        (Crew(most=7), 7),
+        (Crew(), os.cpu_count()),
+        (Crew(cpus=10**6), 1),
+        (Crew("ray.example:6379"), 64),
+    ],
+)
+def test_as_many_workers_are_planned_for_as_can_be_told_before_ray_is_asked(crew: Crew, expected: int) -> None:
+    assert crew.expected == expected

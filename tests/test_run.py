@@ -18,10 +18,9 @@ from conftest import Desk, HereAndNow, words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import run
+from pipeline import run, survey
 from pipeline.errors import Interrupted, SourceError, SpecMismatch, TableBusy
 from pipeline.store import Lease
-from pipeline.survey import scene
 from pipeline.verify import verify
 
 
@@ -233,7 +232,7 @@ def test_two_runs_of_one_table_never_overlap(desk: Desk) -> None:
     desk.write("a.jsonl", [document("x", 1)])
     desk.embed()
     desk.write("a.jsonl", [document("x", 2)])
-    with Lease(scene(desk.config).store, "another"), pytest.raises(TableBusy, match="being written by run another"):
+    with Lease(survey.scene(desk.config).store, "another"), pytest.raises(TableBusy, match="being written by run another"):
         desk.embed()
     assert desk.rows()["x", 0][0] == "w1"
     assert desk.embed().documents.changed == 1
@@ -398,3 +397,29 @@ def test_incremental_equals_from_scratch(
         ]
         assert reasons[0] == reasons[1], f"seed {seed}, step {step}"
         assert [check for check in verify(lasting.config) if not check.ok] == [], f"seed {seed}, step {step}"
+
+
+@pytest.mark.parametrize(
+    ("ray", "shards"), [("workers = 1", 64), ("workers = 10", 160), ("workers = [1, 1000]", 500), ("gpus_per_worker = 1", 64)]
+)
+def test_a_source_is_cut_into_so_many_shards_that_all_workers_have_some_to_do(desk_for, tmp_path, monkeypatch, ray, shards):
+    monkeypatch.setattr("pipeline.plan.SHARD_CHARS", (50, 10**6))
+    desk = desk_for(tmp_path, more=f"[ray]\n{ray}\n")
+    desk.write("a.jsonl", ({"id": f"d{i}", "text": words(i % 9, 1, 2, 3)} for i in range(2000)))  # 11 characters each
+    planned = survey.survey(survey.scene(desk.config), "run", run.quiet).plan.shards
+    assert len(planned) == pytest.approx(shards, rel=0.15)
+    assert sum(map(len, planned)) == 2000
+    assert max(map(len, planned)) < 3 * 2000 / shards
+
+
+def test_shards_on_gpus_are_larger_in_large_runs(desk_for, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.plan.SHARD_CHARS", (1, 100))
+    desk = desk_for(tmp_path, more="[ray]\nworkers = 1\n")
+    desk.write("a.jsonl", ({"id": f"d{i}", "text": words(i % 9, 1, 2, 3)} for i in range(2000)))
+
+    def planned(gpus: float) -> int:
+        config = desk.config.model_copy(update={"ray": desk.config.ray.model_copy(update={"gpus_per_worker": gpus})})
+        return len(survey.survey(survey.scene(config), "run", run.quiet).plan.shards)
+
+    assert planned(0) == 223
+    assert planned(1) == 65

@@ -159,9 +159,12 @@ class Encoder:
         return self.attempt(self.prepare(texts)).vectors
 
     def attempt(self, given: Prepared) -> Encoded:
-        """As `encode`, with what went wrong. Raises EngineError where the device fails on anything from now on."""
+        """As `encode`, with what went wrong. Raises EngineError where the device fails on anything from now on.
+
+        Nothing is fetched from a GPU before the end, so that it has its next batch while this one is still going on.
+        """
         tokens = given.tokens
-        vectors = np.full((len(given.texts), self.dim), np.nan, np.float32)
+        done: list[tuple[npt.NDArray[np.intp], Any]] = []
         failed = dict(given.failed)
         whole = np.array([i for i in range(len(given.texts)) if i not in given.failed], np.intp)
         waiting = deque(whole[part] for part in batches(tokens[whole], self._budget, self._alike))
@@ -169,7 +172,7 @@ class Encoder:
             batch = waiting.popleft()
             made = self._try(given, batch)
             if not isinstance(made, Failure):
-                vectors[batch] = made
+                done.append((batch, made))
             elif len(batch) == 1:
                 failed[int(batch[0])] = self._blamed(made)
             elif made.reason.startswith(OUT_OF_MEMORY):
@@ -185,6 +188,9 @@ class Encoder:
                 waiting = deque(rest[part] for part in batches(tokens[rest], self._budget, self._alike))
             else:
                 waiting.extendleft(reversed(np.array_split(batch, 2)))
+        vectors = np.full((len(given.texts), self.dim), np.nan, np.float32)
+        for batch, made in done:
+            vectors[batch] = _fetched(made)
         return Encoded(_unit(vectors), failed)
 
     @property
@@ -208,12 +214,12 @@ class Encoder:
                 return [Failure.of("tokenizing failed", error)]
         return [each for text in texts for each in self._tokenise([text])]
 
-    def _try(self, given: Prepared, batch: npt.NDArray[np.intp]) -> Vectors | Failure:
-        """The vectors of a batch, or why there are none. What the failed pass held is free again when this returns."""
+    def _try(self, given: Prepared, batch: npt.NDArray[np.intp]) -> Any | Failure:
+        """The vectors of a batch, still on the device, or why there are none. What the failed pass held is free again when this returns."""
         try:
             if self._features is not None:
                 return self._forward(self._features(given.of(batch)))
-            return self._padded([given.texts[i] for i in batch])
+            return self._forward(self._model.preprocess([given.texts[i] for i in batch]))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 memory, the device, the code of a trusted model
@@ -222,7 +228,7 @@ class Encoder:
 
     def _padded(self, texts: list[str]) -> Vectors:
         """As sentence-transformers does it: any model, any module."""
-        return self._forward(self._model.preprocess(texts))
+        return _fetched(self._forward(self._model.preprocess(texts)))
 
     def _faithful(self, tolerance: float, *, packed: bool) -> Any | None:
         """What makes features of ids for this model; None where none gives the vectors that sentence-transformers gives.
@@ -238,7 +244,7 @@ class Encoder:
             try:  # models, and their tokenizers, may have anything against it
                 expected = _unit(np.concatenate([self._padded([text]) for text in texts]))
                 features = kind(self._model)
-                found = _unit(self._forward(features(self.prepare(texts).of(range(len(texts))))))
+                found = _unit(_fetched(self._forward(features(self.prepare(texts).of(range(len(texts)))))))
                 if np.allclose(found, expected, atol=tolerance):
                     if kind is Packer:
                         lay_out(self._model, self._budget)
@@ -260,13 +266,23 @@ class Encoder:
         example = self._features(self.prepare([LONG_PROBE, PROBE]).of(range(2)))
         return quantise(self._model, model, example, threads, self.encode)
 
-    def _forward(self, features: dict[str, Any]) -> Vectors:
+    def _forward(self, features: dict[str, Any]) -> Any:
         import torch
 
         with torch.inference_mode():
-            on_device = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in features.items()}
-            vectors: Vectors = self._model(on_device)["sentence_embedding"].float().cpu().numpy()
-        return vectors
+            return self._model({name: self._sent(value) for name, value in features.items()})["sentence_embedding"]
+
+    def _sent(self, value: Any) -> Any:
+        """On the device. From pinned memory a copy goes on while the device calculates."""
+        if not hasattr(value, "to"):
+            return value
+        return value.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else value.to(self.device)
+
+
+def _fetched(vectors: Any) -> Vectors:
+    """From the device, in float32."""
+    found: Vectors = vectors.float().cpu().numpy()
+    return found
 
 
 def _unit(vectors: Vectors) -> Vectors:
