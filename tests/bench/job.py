@@ -3,7 +3,8 @@
     .venv/bin/python tests/bench/job.py [--rounds 3] [--only NAME ...] [--json FILE]
 
 Each contestant is a process from its start to its end, alone on the machine, with as many threads as the machine has cores; all of them do each corpus in each
-round. One vector a document, cut off at 256 tokens, as the library does it. A job counts only if its table holds each document once.
+round. One vector a document, cut off at 256 tokens, as the library does it. A job counts only if its table holds each document once. Beside the seconds of our jobs
+stand those that `latent plan` foretold.
 """
 
 from __future__ import annotations
@@ -75,20 +76,20 @@ def ray_data(folder: Path) -> None:
         table = table.add(records) and table if table is not None else database.create_table("docs", records)
 
 
-def latent(precision: str) -> Callable[[Path], list[str]]:
+def latent(precision: str) -> Callable[..., list[str]]:
     """The command that does it."""
 
-    def command(folder: Path) -> list[str]:
+    def command(folder: Path, what: str = "run") -> list[str]:
         (folder / "config.toml").write_text(
             f'[source]\nuri = "src/*.jsonl"\n[chunk]\ntokens = "truncate"\n[model]\nprecision = "{precision}"\n[table]\nuri = "table"\n'
         )
-        return [sys.executable, "-m", "pipeline.cli", "run", "--config", str(folder / "config.toml")]
+        return [sys.executable, "-m", "pipeline.cli", what, "--json", "--config", str(folder / "config.toml")]
 
     return command
 
 
 SCRIPTS: dict[str, Callable[[Path], None]] = {RIVAL: script, "Ray Data": ray_data}
-COMMANDS: dict[str, Callable[[Path], list[str]]] = {
+COMMANDS: dict[str, Callable[..., list[str]]] = {
     name: lambda folder, name=name: [sys.executable, __file__, "--child", name, "--folder", str(folder)] for name in SCRIPTS
 } | {"latent": latent("auto"), "latent, int8": latent("int8")}
 
@@ -101,13 +102,7 @@ def do(name: str, folder: Path, documents: int) -> tuple[float, dict[str, np.nda
     import lance
 
     shutil.rmtree(folder / "table", ignore_errors=True)
-    command = COMMANDS[name](folder)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_USAGE_STATS_ENABLED": "0"}
-    started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(f"{name} failed: {done.stderr[-2000:]}")
+    seconds, _ = called(COMMANDS[name](folder))
     table = lance.dataset(str(folder / "table" / "docs.lance")).to_table(columns=["doc_id", "vector"])
     ids = table["doc_id"].to_pylist()
     if len(ids) != documents or len(set(ids)) != documents:
@@ -115,6 +110,25 @@ def do(name: str, folder: Path, documents: int) -> tuple[float, dict[str, np.nda
     vectors = np.stack(table["vector"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)).astype(np.float32)
     order = np.argsort(ids)[:SAMPLE]
     return seconds, vectors[order]
+
+
+def called(command: list[str]) -> tuple[float, str]:
+    """Seconds of a process, and what it says."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_USAGE_STATS_ENABLED": "0"}
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{command} failed: {done.stderr[-2000:]}")
+    return seconds, done.stdout
+
+
+def foretold(name: str, folder: Path) -> str:
+    """Seconds of a job by its plan; nothing for those that make none."""
+    if name in SCRIPTS:
+        return ""
+    shutil.rmtree(folder / "table", ignore_errors=True)
+    return str(round(json.loads(called(COMMANDS[name](folder, "plan"))[1])["seconds"], 1))
 
 
 def main() -> None:
@@ -144,7 +158,9 @@ def main() -> None:
                 for name in names:
                     took, vectors[name] = do(name, folder, len(texts))
                     seconds[name].append(took)
-            rows += [_row(corpus, name, seconds, vectors, len(texts), tokens) for name in names]
+            rows += [
+                _row(corpus, name, seconds, vectors, len(texts), tokens) | {"planned": foretold(name, folder)} for name in names
+            ]
     print_table(rows, f"whole jobs on {os.cpu_count()} cores, medians of {options.rounds} rounds")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
