@@ -46,8 +46,8 @@ OBJECT_STORE_BYTES = (
 class Claims(Protocol):
     """Who encodes which chunk, so that equal chunks of a run are encoded once, whichever shards they are in."""
 
-    def claim(self, shard: str, hashes: Sequence[str]) -> list[str]:
-        """The hashes that nobody has claimed before: they are this shard's to publish."""
+    def claim(self, shard: str, hashes: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The hashes that nobody has claimed before: they are this shard's to publish. And those that this run has committed already."""
 
     def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
         """Give the vectors of claimed hashes to whoever waits for them."""
@@ -375,10 +375,11 @@ class _RemoteClaims:
 
         self._actor = ray.get_actor(CLAIMS)
 
-    def claim(self, shard: str, hashes: Sequence[str]) -> list[str]:
+    def claim(self, shard: str, hashes: Sequence[str]) -> tuple[list[str], list[str]]:
         import ray
 
-        return list(ray.get(self._actor.claim.remote(shard, list(hashes))))
+        granted, committed = ray.get(self._actor.claim.remote(shard, list(hashes)))
+        return list(granted), list(committed)
 
     def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
         if vectors:
@@ -390,18 +391,46 @@ class _RemoteClaims:
         return dict(ray.get(self._actor.collect.remote(list(hashes)))) if hashes else {}
 
 
+class _Committed:
+    """Chunk hashes, eight bytes each, so that a run of a hundred million chunks needs less than a gigabyte. Another may be taken for one of them."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []  # sorted, each more than twice as long as the next
+
+    def add(self, hashes: Sequence[str]) -> None:
+        part = _short(hashes)
+        while self._parts and len(self._parts[-1]) <= 2 * len(part):
+            part = np.concatenate([self._parts.pop(), part])
+        self._parts.append(np.sort(part, kind="stable"))
+
+    def among(self, hashes: Sequence[str]) -> list[str]:
+        wanted = _short(hashes)
+        found = np.zeros(len(wanted), bool)
+        for part in self._parts:
+            found |= part[np.minimum(np.searchsorted(part, wanted), len(part) - 1)] == wanted
+        return [h for h, there in zip(hashes, found, strict=True) if there]
+
+
+def _short(hashes: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(hash, hashes), np.int64, len(hashes))
+
+
 class _Claims:
     """The book of claims: an entry a chunk from claim to commit, its vector from publication on."""
 
     def __init__(self) -> None:
         self._vectors: dict[str, asyncio.Future[np.ndarray | None]] = {}
         self._of_shard: dict[str, list[str]] = {}
+        self._committed = _Committed()
 
-    async def claim(self, shard: str, hashes: list[str]) -> list[str]:
-        free = [h for h in hashes if h not in self._vectors]
+    async def claim(self, shard: str, hashes: list[str]) -> tuple[list[str], list[str]]:
+        unclaimed = [h for h in hashes if h not in self._vectors]
+        committed = self._committed.among(unclaimed)
+        known = set(committed)
+        free = [h for h in unclaimed if h not in known]
         self._vectors |= {h: asyncio.get_running_loop().create_future() for h in free}
         self._of_shard.setdefault(shard, []).extend(free)
-        return free
+        return free, committed
 
     async def publish(self, hashes: list[str], vectors: np.ndarray) -> None:
         own = vectors.copy()  # what arrives lies in Ray's object store, and would keep its place there until the commit
@@ -415,7 +444,9 @@ class _Claims:
         return {h: vector for h, vector in vectors.items() if vector is not None}
 
     async def settle(self, shard: str) -> None:
-        for h in self._of_shard.pop(shard, []):
+        if own := self._of_shard.pop(shard, []):
+            self._committed.add(own)
+        for h in own:
             self._vectors.pop(h, None)
 
     async def give_up(self, shard: str) -> None:

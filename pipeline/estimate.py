@@ -48,7 +48,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     start_s = time.perf_counter() - started
     documents = _sample(outlook, at)
     chunks, _ = cut(documents, chunker, at.config.source.format)
-    held = vectors_of(at.store, chunks["chunk_hash"].to_pylist(), [None])
+    held = vectors_of(at.store, chunks["chunk_hash"].to_pylist())
     texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
     fresh = [settings.document_prompt + text for h, text in texts.items() if h not in held]
     rate = _tokens_per_second(encoder, fresh)

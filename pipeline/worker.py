@@ -114,13 +114,13 @@ class Worker:
     def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, np.ndarray], _Made]:
         """The vector of each chunk hash, and how many of them were encoded here."""
         texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
-        vectors: dict[str, np.ndarray] = {}
+        vectors = vectors_of(self._job.store, list(texts), self._job.base_version)
         made = _Made()
         while missing := [h for h in texts if h not in vectors]:
-            granted = self._claims.claim(shard, missing)
-            # After the claim: what another shard settled before it is committed by now, so it is found here.
-            vectors |= vectors_of(self._job.store, missing, (self._job.base_version, None))
-            mine = [h for h in granted if h not in vectors]
+            granted, committed = self._claims.claim(shard, missing)
+            vectors |= vectors_of(self._job.store, committed)
+            # What is committed and not in the table belonged to a document that failed for another passage.
+            mine = [h for h in (*granted, *committed) if h not in vectors]
             vectors |= self._encode({h: texts[h] for h in mine}, made)
             self._claims.publish({h: vectors[h] for h in granted})
             vectors |= self._claims.collect([h for h in missing if h not in vectors])

@@ -73,8 +73,8 @@ class HereAndNow:
         pass
 
     # Claims: this is the only worker, so what is claimed and published is at hand at once.
-    def claim(self, shard: str, hashes: Sequence[str]) -> list[str]:
-        return [h for h in hashes if h not in self._vectors]
+    def claim(self, shard: str, hashes: Sequence[str]) -> tuple[list[str], list[str]]:
+        return [h for h in hashes if h not in self._vectors], []
 
     def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
         self._vectors |= vectors

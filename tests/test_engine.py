@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from pipeline.engine import Casualty, Claims, Crew, Engine, Finished
+from pipeline.engine import Casualty, Claims, Crew, Engine, Finished, _Claims
 from pipeline.errors import EngineError, ModelError
 from pipeline.schema import QUARANTINE, FileState, Receipt, Shard, Slice
 
@@ -78,7 +79,8 @@ class Sharing:
         vectors: dict[str, np.ndarray] = {}
         encoded = 0
         while missing := [n for n in names if n not in vectors]:
-            granted = self._claims.claim(shard.name, missing)
+            granted, committed = self._claims.claim(shard.name, missing)
+            vectors |= {n: np.full(3, len(n), np.float32) for n in committed}  # as if out of the table
             if "doomed" in granted and not (flag := Path(os.environ["DOOM"])).exists():
                 flag.touch()
                 time.sleep(0.5)
@@ -159,3 +161,21 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
 )
 def test_as_many_workers_are_planned_for_as_can_be_told_before_ray_is_asked(crew: Crew, expected: int) -> None:
     assert crew.expected == expected
+
+
+def test_what_a_run_has_committed_is_told_and_is_nobodys_to_encode_again() -> None:
+    book = _Claims()
+    hashes = [f"h{i}" for i in range(1000)]
+
+    async def story() -> None:
+        for i in range(0, 1000, 10):
+            assert await book.claim(f"s{i}", hashes[i : i + 10]) == (hashes[i : i + 10], [])
+        assert await book.claim("late", hashes[:20]) == ([], [])  # in hand, not committed
+        for i in range(0, 1000, 20):
+            await book.settle(f"s{i}")
+        assert await book.claim("late", [*hashes[:20], "new"]) == (["new"], hashes[:10])
+        assert await book.claim("late", hashes) == ([], [h for i, h in enumerate(hashes) if i // 10 % 2 == 0])
+        await book.give_up("s10")
+        assert await book.claim("late", hashes[:20]) == (hashes[10:20], hashes[:10])
+
+    asyncio.run(story())

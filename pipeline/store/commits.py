@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import lance
@@ -126,21 +126,17 @@ def make_version(store: Store, table: LanceDataset, operation: LanceOperation.Ba
         return int(LanceDataset.commit(table, transaction, storage_options=options, max_retries=0).version)
 
 
-def vectors_of(store: Store, hashes: Sequence[str], versions: Iterable[int | None]) -> dict[str, np.ndarray]:
-    """Vectors the table holds, at any of the versions, for texts with these chunk hashes. Missing ones are left out."""
-    found: dict[str, np.ndarray] = {}
-    for version in versions:
-        missing = [h for h in hashes if h not in found]
-        table = store.open(version=version) if missing else None
-        if table is None:
-            continue
-        among = ", ".join(f"'{h}'" for h in missing)  # hexadecimal digests: nothing to escape
-        with lance_errors(f"{store.label} cannot be read"):
-            rows = table.to_table(columns=["chunk_hash", "vector"], filter=f"chunk_hash IN ({among})")
-        vectors = rows["vector"].combine_chunks()
-        flat = vectors.flatten().to_numpy(zero_copy_only=False)
-        found.update(zip(rows["chunk_hash"].to_pylist(), flat.reshape(-1, vectors.type.list_size), strict=True))
-    return found
+def vectors_of(store: Store, hashes: Sequence[str], version: int | None = None) -> dict[str, np.ndarray]:
+    """Vectors the table holds, at a version or now, for texts with these chunk hashes. Missing ones are left out."""
+    table = store.open(version=version) if hashes else None
+    if table is None:
+        return {}
+    among = ", ".join(f"'{h}'" for h in hashes)  # hexadecimal digests: nothing to escape
+    with lance_errors(f"{store.label} cannot be read"):
+        rows = table.to_table(columns=["chunk_hash", "vector"], filter=f"chunk_hash IN ({among})")
+    vectors = rows["vector"].combine_chunks()
+    flat = vectors.flatten().to_numpy(zero_copy_only=False)
+    return dict(zip(rows["chunk_hash"].to_pylist(), flat.reshape(-1, vectors.type.list_size), strict=True))
 
 
 def _since(store: Store, table: LanceDataset, since: int, name: str) -> int | None:
