@@ -20,7 +20,7 @@ from pipeline.survey import Outlook, Scene
 from pipeline.worker import cut
 
 log = logging.getLogger("pipeline")
-SAMPLE_SHARDS = 8
+SAMPLE_SHARDS = 16
 SAMPLE_DOCUMENTS = 32  # of each sampled shard
 CALIBRATION_S = 4.0
 BATCH_CHUNKS = 32
@@ -52,10 +52,12 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
     fresh = [settings.document_prompt + text for h, text in texts.items() if h not in held]
     rate = _tokens_per_second(encoder, fresh)
-    sampled = max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
-    scale = outlook.plan.chars / sampled
-    # Each document has a chunk, and more by its length.
-    cut_up = sum(map(len, outlook.plan.shards)) + (chunks.num_rows - documents.num_rows) * scale
+    count = sum(map(len, outlook.plan.shards))
+    if at.config.chunk.tokens == "truncate":  # what is cut off has characters but no tokens
+        scale = count / max(documents.num_rows, 1)
+    else:
+        scale = outlook.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
+    cut_up = count + (chunks.num_rows - documents.num_rows) * scale  # each document has a chunk, and more by its length
     new = len(fresh) / max(chunks.num_rows, 1)
     total = round(len(encoder.prepare(fresh).ids) * scale)
     workers = at.crew.count(os.cpu_count() or 1, gpu_count(), len(outlook.plan.shards))
