@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from pipeline.engine import Casualty, Claims, Crew, Engine, Finished, _Claims
+from pipeline.engine import Casualty, Claims, Crew, Engine, Finished
+from pipeline.engine.claims import Book
 from pipeline.errors import EngineError, ModelError
 from pipeline.schema import QUARANTINE, FileState, Receipt, Shard, Slice
 
@@ -164,7 +165,7 @@ def test_as_many_workers_are_planned_for_as_can_be_told_before_ray_is_asked(crew
 
 
 def test_what_a_run_has_committed_is_told_and_is_nobodys_to_encode_again() -> None:
-    book = _Claims()
+    book = Book()
     hashes = [f"h{i}" for i in range(1000)]
 
     async def story() -> None:

@@ -25,6 +25,8 @@ HOMES = {
     "ray": {"engine"},
     "torch": {"encode"},
     "sentence_transformers": {"encode"},
+    "openvino": {"encode"},
+    "nncf": {"encode"},
     "prefect": {"flows"},
 }
 

@@ -9,7 +9,7 @@ import os
 import re
 import string
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from pipeline.encode.batching import ALIKE, Prepared, batches
 from pipeline.encode.loss import Loss, known_loss
 from pipeline.errors import EngineError, Failure, ModelError, one_line
 from pipeline.schema import LocalModel
@@ -32,7 +33,6 @@ TOKENISED_AT_ONCE = 1024  # texts; an encoding takes some 100 bytes a token
 NO_TOKEN = np.empty(0, np.int32)
 MEMORY_WORDS = re.compile("out of memory|allocate memory|enough memory|ALLOC_FAILED", re.IGNORECASE)  # CUDA, Linux, Windows, cuBLAS
 BATCH_TOKENS = {"cpu": 2048, "int8": 1024, "mps": 16_384, "cuda": 65_536}  # CPU: 1–2k is best, 4k slower: tests/bench/NOTES.md
-ALIKE, FEW = 0.9, 4  # a padded batch takes texts of 0.9 of its longest's length, or a quarter of the budget
 
 
 def actual_precision(precision: str) -> str:
@@ -65,25 +65,6 @@ def gpu_count() -> int:
     import torch
 
     return int(torch.cuda.device_count())
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Texts and their tokens, one array for all of them."""
-
-    texts: Sequence[str]
-    ids: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]  # (n + 1,): where each text's tokens begin and end in `ids`
-    failed: dict[int, Failure]  # texts that the tokenizer fails on: they have no token
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int64]:
-        """How many each text has, cut off where the model stops reading."""
-        return np.diff(self.offsets)
-
-    def of(self, batch: Iterable[int]) -> list[npt.NDArray[np.int32]]:
-        """The ids of some texts."""
-        return [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in batch]
 
 
 @dataclass(frozen=True)
@@ -124,7 +105,7 @@ class Encoder:
             for tensor in itertools.chain(self._model.parameters(), self._model.buffers()):
                 tensor.data = tensor.data.clone()  # loaded, it is the file: to write over that would change vectors, or kill
             self._tokenizer = _tokenizer(self._model, model.max_tokens)
-            probe = self._padded([PROBE])
+            probe = self._by_text([PROBE])
         except Exception as error:  # each library, and the code of a trusted model, has errors of its own
             raise ModelError(
                 f"model {model.name}: does not load on {self.device}: {one_line(str(error) or repr(error))}"
@@ -226,7 +207,7 @@ class Encoder:
             memory = isinstance(error, MemoryError) or MEMORY_WORDS.search(str(error))
             return Failure.of(OUT_OF_MEMORY if memory else "encoding failed", error)
 
-    def _padded(self, texts: list[str]) -> Vectors:
+    def _by_text(self, texts: list[str]) -> Vectors:
         """As sentence-transformers does it: any model, any module."""
         return _fetched(self._forward(self._model.preprocess(texts)))
 
@@ -242,7 +223,7 @@ class Encoder:
         for kind in kinds:
             features = None
             try:  # models, and their tokenizers, may have anything against it
-                expected = _unit(np.concatenate([self._padded([text]) for text in texts]))
+                expected = _unit(np.concatenate([self._by_text([text]) for text in texts]))
                 features = kind(self._model)
                 found = _unit(_fetched(self._forward(features(self.prepare(texts).of(range(len(texts)))))))
                 if np.allclose(found, expected, atol=tolerance):
@@ -291,23 +272,6 @@ def _unit(vectors: Vectors) -> Vectors:
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
     return vectors
-
-
-def batches(tokens: Sequence[int] | npt.NDArray[np.int64], budget: int, alike: float = 0.0) -> Iterator[npt.NDArray[np.intp]]:
-    """Indices of texts that go together: at most `budget` tokens once padded to the longest, longest first.
-
-    A batch with a part of the budget in it ends at a text shorter than `alike` of its longest: padding costs as much as tokens do.
-    Longest first, so that a batch that does not fit in memory is met at once and not after an hour.
-    """
-    order = np.argsort(-np.asarray(tokens), kind="stable")
-    ascending = -np.asarray(tokens)[order]
-    start = 0
-    while start < len(order):
-        longest = max(1, -int(ascending[start]))
-        near = int(np.searchsorted(ascending, -alike * longest, side="right")) - start
-        size = max(1, min(budget // longest, max(near, budget // FEW // longest)))
-        yield order[start : start + size]
-        start += size
 
 
 def _tokenizer(model: Any, max_tokens: int | None) -> Tokenizer:

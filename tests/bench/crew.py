@@ -62,10 +62,10 @@ class Host:
 
     def __init__(self, make: Any, seconds: float) -> None:
         from pipeline import worker
-        from pipeline.engine import _RemoteClaims
+        from pipeline.engine.claims import RemoteClaims
 
         worker.Encoder = Random
-        self._worker, self._seconds = make(_RemoteClaims()), seconds
+        self._worker, self._seconds = make(RemoteClaims()), seconds
         self._threads = ThreadPoolExecutor(4)
 
     async def start(self) -> None:
@@ -89,9 +89,10 @@ class Crowd(Engine):
     def _hire(self) -> None:
         import ray
 
-        from pipeline.engine import CLAIMS, _Claims, _Seat
+        from pipeline.engine.claims import CLAIMS, Book
+        from pipeline.engine.engine import _Seat
 
-        self._claims = ray.remote(_Claims).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
+        self._claims = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
         host = ray.remote(Host).options(num_cpus=0, max_concurrency=4 * self.seats)
         hosts = [host.remote(self._make, seconds_a_shard) for _ in range(HOSTS)]
         ray.get([each.start.remote() for each in hosts])
