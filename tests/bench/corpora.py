@@ -32,7 +32,7 @@ def corpora(sizes: dict[str, int]) -> dict[str, list[str]]:
         for at in range(0, len(each.offsets) - TOKENS + 1, TOKENS):
             part = each.offsets[at : at + TOKENS]
             passages.append(text[part[0][0] : part[-1][1]])
-    found = {"short": [text.splitlines()[0] for text in whole], "passages": passages, "mixed": whole}
+    found = {"short": [line for text in whole if (line := text.splitlines()[0].strip())], "passages": passages, "mixed": whole}
     chance = random.Random(4)
     return {name: chance.sample(list(dict.fromkeys(found[name])), size) for name, size in sizes.items()}
 
