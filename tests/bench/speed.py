@@ -70,8 +70,12 @@ def onnx(threads: int) -> Encode:
     names = ["input_ids", "attention_mask"]
 
     class Hidden(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model[0].model
+
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            return model[0].model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     example = model.preprocess(["one two", "three"])
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
