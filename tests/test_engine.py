@@ -95,6 +95,16 @@ class Sharing:
         return receipt(shard.name, encoded)
 
 
+class Telling:
+    """A worker that says how many threads its libraries may have."""
+
+    def __init__(self, claims: Claims) -> None:
+        pass
+
+    def embed(self, shard: Shard) -> Receipt:
+        return receipt(shard.name, int(os.environ["OMP_NUM_THREADS"]))
+
+
 def names_of(outcomes: list[Finished | Casualty], kind: type) -> list[str]:
     return sorted(n for o in outcomes if isinstance(o, kind) for n in o.shard.documents()["doc_id"].to_pylist())
 
@@ -180,3 +190,15 @@ def test_what_a_run_has_committed_is_told_and_is_nobodys_to_encode_again() -> No
         assert await book.claim("late", hashes[:20]) == (hashes[10:20], hashes[:10])
 
     asyncio.run(story())
+
+
+def test_a_workers_libraries_have_as_many_threads_as_it_has_cores_and_the_drivers_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    with Engine(Crew(most=1, cpus=2), Telling, 1) as engine:
+        (outcome,) = engine.work([shard("a")])
+    assert isinstance(outcome, Finished)
+    assert outcome.receipt.encoded == 2
+    assert (os.environ["OMP_NUM_THREADS"], os.environ.get("RAYON_NUM_THREADS")) == ("7", None)

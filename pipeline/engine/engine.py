@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -58,6 +59,11 @@ class Crew:
         """Workers, as far as that can be told before Ray is asked: for how many to plan."""
         here = (os.cpu_count() or 1) // self.cpus if self.address == "local" else CLUSTER_WORKERS
         return max(self.least, self.most or here)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a worker's process: as many threads as it has cores."""
+        return {"OMP_NUM_THREADS": str(self.cpus), "RAYON_NUM_THREADS": str(self.cpus), "TOKENIZERS_PARALLELISM": "false"}
 
     def count(self, cpus: float, gpus: float, shards: int) -> int:
         """Workers for so many shards where Ray has these cores and GPUs."""
@@ -197,14 +203,15 @@ class Engine:
             modules = {"py_modules": [pipeline]}  # the nodes run the driver's code, whatever is installed there
             ray.init(address=crew.address, runtime_env=modules, log_to_driver=False, logging_level=logging.ERROR)
             return
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, crew.cpus * crew.least),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _environment(crew.environment):  # the processes that Ray makes ahead have it too, so workers need not wait for others
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, crew.cpus * crew.least),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
 
     def _hire(self) -> None:
         import ray
@@ -213,18 +220,14 @@ class Engine:
         resources = ray.cluster_resources()
         count = crew.count(resources.get("CPU", 1), resources.get("GPU", 0), self._shards)
         self._claims = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
-        environment = {
-            "OMP_NUM_THREADS": str(crew.cpus),
-            "RAYON_NUM_THREADS": str(crew.cpus),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        elsewhere = {} if crew.address == "local" else {"runtime_env": {"env_vars": crew.environment}}
         actor = ray.remote(_Actor).options(
             num_cpus=crew.cpus,
             num_gpus=crew.gpus,
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=WINDOW,
-            runtime_env={"env_vars": environment},
+            **elsewhere,
         )
         self._seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
         self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
@@ -284,6 +287,21 @@ def _read_environment_again() -> None:
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """For processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _done(refs: list[Any]) -> list[Any]:
