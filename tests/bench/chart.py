@@ -13,12 +13,13 @@ mpl.rcParams["svg.hashsalt"] = "latent"  # the same figures give the same file
 import matplotlib.pyplot as plt
 
 CORPORA = {"short": "short, 14 tokens", "passages": "passages, 250 tokens", "mixed": "mixed, a long tail"}
-OURS, THEIRS = ("#1f6f8b", "#63b0cd", "#0b3c49", "#99c9dd"), ("#8a8a8a", "#a9a9a9", "#c4c4c4", "#dcdcdc")
+OURS = {"latent": "#4f9dc0", "latent, workers": "#1f6f8b", "latent, int8": "#f0a35e", "latent, int8, workers": "#d9772b"}
+THEIRS = ("#8a8a8a", "#a9a9a9", "#c4c4c4", "#dcdcdc")
 
 
 def main() -> None:
     encoders, jobs, target = sys.argv[1:]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharex=True)
     for axis, path, name, title in zip(
         axes, (encoders, jobs), ("encoder", "job"), ("the encoder alone", "the whole job, files to table"), strict=True
     ):
@@ -32,8 +33,8 @@ def main() -> None:
 def draw(axis: plt.Axes, rows: list[dict[str, object]], key: str, title: str) -> None:
     """One group of bars a corpus, one bar a contestant; the rival that all are measured against first."""
     names = list(dict.fromkeys(str(row[key]) for row in rows))
-    ours, theirs = iter(OURS), iter(THEIRS)
-    colours = {name: next(ours if name.startswith("latent") else theirs) for name in names}
+    theirs = iter(THEIRS)
+    colours = {name: OURS.get(name) or next(theirs) for name in names}
     height = 0.84 / len(names)
     for group, corpus in enumerate(CORPORA):
         for i, row in enumerate(row for row in rows if row["corpus"] == corpus):
@@ -45,7 +46,7 @@ def draw(axis: plt.Axes, rows: list[dict[str, object]], key: str, title: str) ->
     axis.invert_yaxis()
     axis.set_title(title, fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=7.5, frameon=False, loc="lower right")
+    axis.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.07), ncols=4)
 
 
 if __name__ == "__main__":
