@@ -71,6 +71,8 @@ def embed(
     if not outlook.plan and not outlook.sides_change and outlook.table_version is not None:
         report = report_of(run_id, outlook, outlook.plan.documents)
         return replace(report, seconds=round(time.perf_counter() - started, 2))
+    if outlook.plan.shards and at.spec.precision == "int8":  # before there is a table: a model may take no 8 bits
+        log.warning("precision int8: %s", loss_of(at.model))
     with store.sole_writer(at.store, run_id) as lease:
         store.create(at.store, at.spec, outlook.metadata)
         scene(config)  # another run may have made the table first, with another spec
@@ -117,8 +119,6 @@ def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> N
     if not outlook.plan.shards:
         return
     on_progress(Progress("start", 0, ledger.total))
-    if at.spec.precision == "int8":
-        log.warning("precision int8: %s", loss_of(at.model))
     job = Job(at.config, at.spec, outlook.metadata, at.store, ledger.lease.run_id, ledger.base)
     with make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)) as engine:
         ledger.workers = engine.workers

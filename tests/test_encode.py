@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -36,9 +37,10 @@ from transformers import (
     RobertaModel,
 )
 
+from pipeline import run
 from pipeline.encode import Encoder, actual_precision, batches, best_device, loss_of
 from pipeline.encode.packing import Padder
-from pipeline.errors import EngineError, ModelError
+from pipeline.errors import EngineError, ModelError, SpecMismatch
 from pipeline.model import resolve
 from pipeline.schema import LocalModel
 from pipeline.verify import AGREES
@@ -276,6 +278,30 @@ def test_vectors_in_8_bits_are_near_those_in_float32_and_their_loss_is_told(mode
     assert 0.99 < encoder.loss.least <= encoder.loss.cosine < 1
     assert loss_of(model) == encoder.loss
     assert Encoder(model, device="cpu").loss is None
+
+
+def test_a_run_in_8_bits_tells_its_loss_and_its_table_takes_no_others(desk_for, tmp_path, own_cache, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    folder = transformer(tmp_path, *FAMILIES["BERT"][:2])
+    desk = desk_for(tmp_path / "desk", model=str(folder), more='precision = "int8"\n')
+    desk.write("a.jsonl", [{"id": "a", "text": "a b c"}, {"id": "b", "text": "d e"}])
+    for use in (desk.embed, lambda: run.plan(desk.config)):
+        caplog.clear()
+        use()
+        assert f"precision int8: {loss_of(resolve(str(folder)))}" in caplog.text
+        desk.write("a.jsonl", [{"id": "c", "text": "f g"}])  # something to plan
+    desk.config_path.write_text(desk.config_path.read_text().replace("int8", "auto"))
+    with pytest.raises(SpecMismatch, match="precision: int8 / float32"):
+        desk.embed()
+
+
+def test_a_run_with_a_model_that_takes_no_8_bits_leaves_no_table_behind(desk_for, tmp_path, own_cache):
+    desk = desk_for(tmp_path, more='precision = "int8"\n')
+    desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
+    with pytest.raises(ModelError, match=r"set .* precision to auto"):
+        desk.embed()
+    desk.config_path.write_text(desk.config_path.read_text().replace("int8", "auto"))
+    assert desk.embed().documents.added == 1
 
 
 CONVERT = """

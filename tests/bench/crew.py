@@ -31,9 +31,6 @@ DIM = 384
 DOCUMENTS = 20  # a shard
 WORDS = 12  # a document
 HOSTS = 2  # processes behind the seats
-WINDOW_OF_SHARDS = 64  # shards that a process reads and writes at once: the rest of the calls wait
-CHUNKS = 1e9
-GPU_CHUNKS = 2_000  # chunks a second of a fast GPU
 seconds_a_shard = 20.0
 
 
