@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.server import configured_server, local_server
+from flows.server import PORT, configured_server, local_server
 from pipeline.config import Config, hand_down
 from pipeline.schema import Report
 from pipeline.survey import OnProgress
@@ -66,7 +66,7 @@ def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready
 
     Overrides go to its runs as `embed_as_flow` hands them on.
     """
-    with local_server(config.parent) as address:
+    with local_server(config.parent, PORT) as address:
         from flows.embed import serve_nightly
 
         schedule = settings.schedule

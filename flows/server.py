@@ -16,7 +16,7 @@ import httpx
 
 from pipeline.errors import EngineError, shown
 
-PORT = 4200  # Prefect's own
+PORT = 4200  # Prefect's own: of a server that stays. Two that came up at once would both take it for free
 ANSWER_S = 10
 START_S = 120  # a busy machine took 22 s
 
@@ -60,8 +60,11 @@ def _require_answer(address: str) -> None:
 
 
 @contextmanager
-def local_server(folder: Path) -> Iterator[str]:
-    """The address of the configured server, or of one started here and stopped at the end. Raises EngineError where it does not come up."""
+def local_server(folder: Path, port: int = 0) -> Iterator[str]:
+    """The address of the configured server, or of one started here and stopped at the end; at this port where it is free, 0 for any.
+
+    Raises EngineError where it does not come up.
+    """
     if configured := configured_server():
         _require_answer(configured)
         try:
@@ -72,7 +75,7 @@ def local_server(folder: Path) -> Iterator[str]:
             ) from None
         return
     _use_own_home(folder)
-    port = _free_port()
+    port = _free_port(port)
     address = f"http://127.0.0.1:{port}"
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     environment = os.environ | {"PREFECT_SERVER_UI_API_URL": f"{address}/api"}
@@ -101,9 +104,9 @@ def _wait_until_up(server: subprocess.Popen[bytes], address: str, log_path: Path
     raise EngineError(f"the Prefect server at {address} did not come up in {START_S} s: see {log_path}")
 
 
-def _free_port() -> int:
-    """Prefect's own port, or any other where that is taken."""
-    for port in (PORT, 0):
+def _free_port(wanted: int) -> int:
+    """This port, or any other where it is taken."""
+    for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
