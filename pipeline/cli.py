@@ -27,6 +27,7 @@ from rich.table import Table as Grid
 from pipeline.config import Config, Source, load, render
 from pipeline.errors import ConfigError, Interrupted, PipelineError, shown
 from pipeline.schema import Progress, Report
+from pipeline.store import Tuning
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+)(?:=(.*))?", re.DOTALL)
 SAMPLE_FOLDER = "data/sample"
@@ -169,8 +170,8 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
         f"{found.documents} documents in {found.chunks} chunks from {found.files} files",
         f"spec: {', '.join(f'{k} {v}' for k, v in found.spec.items() if v != '')}",
         f"quarantine: {', '.join(f'{n} x {reason}' for reason, n in found.quarantined.items()) or 'empty'}",
-        f"indexes: {'; '.join(found.indexes) or 'none: every search is exact'}"
-        + (f"; measured recall@10 {found.recall}" if found.recall else ""),
+        f"indexes: {'; '.join(found.indexes) or 'none'}",
+        f"vector searches: {_looking(found.tuning)}",
     ]
     _print(found, as_json, "\n".join(lines), runs, versions)
 
@@ -183,6 +184,12 @@ def search(
     where: Annotated[
         str | None, typer.Option("--where", help="An SQL condition over the columns, applied before the search.")
     ] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="vector, text or hybrid; left out: [search] mode.")] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Order the best anew with the cross-encoder [search] reranker.")] = False,
+    diversity: Annotated[float, typer.Option("--diversity", help="0 to 1: prefer hits unlike those before them.")] = 0.0,
+    per_document: Annotated[bool, typer.Option("--per-document", help="At most one hit a document.")] = False,
+    context: Annotated[int, typer.Option("--context", help="Passages before and after each hit.")] = 0,
+    exact: Annotated[bool, typer.Option("--exact", help="Pass by the vector index.")] = False,
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
@@ -190,11 +197,21 @@ def search(
 
     Example: latent search "how do I parse a date" -k 3 --where "kind = 'function'"
     """
-    from pipeline.search import open_table
+    from pipeline.search import How, open_table
 
-    hits = open_table(config, overrides).search(query, k, where)
+    given = {
+        "mode": mode,
+        "rerank": rerank,
+        "diversity": diversity,
+        "per_document": per_document,
+        "context": context,
+        "exact": exact,
+    }
+    how = How(**{name: value for name, value in given.items() if value})  # type: ignore[typeddict-item]
+    hits = open_table(config, overrides).search(query, k, where, **how)
     lines = [
-        f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{''.join(f'  {n}={v}' for n, v in hit.metadata.items())}\n{'':12}{_gist(hit.text)}"
+        f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{''.join(f'  {n}={v}' for n, v in hit.metadata.items())}"
+        f"\n{'':12}{_gist(hit.text) if not context else hit.before + hit.text + hit.after}"
         for hit in hits
     ]
     _print({"hits": [hit.flat() for hit in hits]}, as_json, "\n".join(lines) or "no hits")
@@ -224,9 +241,7 @@ def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False)
     from pipeline import run as use_case
 
     done = use_case.maintain(load(config, overrides))
-    told = "no vector index: every search is exact"
-    if done.tuning:
-        told = f"vector index: nprobes {done.tuning.nprobes}, recall@10 {done.tuning.recall}"
+    told = f"vector searches: {_looking(done.tuning)}"
     _print(
         done, as_json, f"{told}\n{done.versions_dropped} versions dropped, {done.files_removed} files of unfinished runs removed"
     )
@@ -326,6 +341,18 @@ def _fail(error: PipelineError, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
     told = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(error))
     words.print(f"{'' if isinstance(error, Interrupted) else 'error: '}{told}", highlight=False, markup=False)
+
+
+def _looking(tuning: Tuning | None) -> str:
+    """How vector searches look, and what was measured."""
+    if tuning is None:
+        return "exact: the table is small"
+    if not tuning.nprobes:
+        return f"exact, {tuning.exact_milliseconds:.1f} ms: no index holds a recall of {tuning.wanted} faster"
+    return (
+        f"recall@10 {tuning.recall:.3f}, under a filter {tuning.filtered:.3f}, in {tuning.milliseconds:.1f} ms (exact: {tuning.exact_milliseconds:.1f} ms), "
+        f"nprobes {tuning.nprobes}, refine_factor {tuning.refine_factor}"
+    )
 
 
 def _gist(text: str) -> str:

@@ -174,13 +174,34 @@ class Ray(_Section):
     )
 
 
+Language = Literal[
+    "Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek", "Hungarian", "Italian",
+    "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish", "Tamil", "Turkish",
+]  # fmt: skip
+
+
 class Index(_Section):
-    """How the table is searched."""
+    """What is kept beside the rows, so that searches are fast."""
 
     recall: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="recall@10 to hold against exact search; maintain tunes the index for it"
     )
     full_text: bool = Field(True, description="keep a full-text (BM25) index beside the vectors")
+    language: Language = Field("English", description="of the full-text index, for its stems and stop words")
+    stem: bool = Field(True, description="a word is found by others of its stem")
+    stop_words: bool = Field(True, description="words such as 'the' are left out of the full-text index")
+
+
+class Search(_Section):
+    """How the table is searched, where a search does not say."""
+
+    mode: Literal["vector", "text", "hybrid"] = Field(
+        "vector", description="vector (by meaning) | text (by words, BM25) | hybrid (both, fused)"
+    )
+    reranker: str = Field(
+        "", description="cross-encoder that --rerank uses: hub id, local folder, or folder inside an installed package"
+    )
+    candidates: PositiveInt = Field(50, description="passages that are reranked")
 
 
 class Schedule(_Section):
@@ -199,6 +220,7 @@ class Config(_Section):
     table: Table = Table()
     ray: Ray = Ray()
     index: Index = Index()
+    search: Search = Search()
     schedule: Schedule = Schedule()
 
 

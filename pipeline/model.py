@@ -37,10 +37,23 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
     """
     deciding = DECIDING + CODE * trust_remote_code
     folder = _folder(name, revision, [f"*{suffix}" for suffix in deciding])
-    if not any(folder.rglob("*.safetensors")):
-        raise ModelError(
-            f"model {name}: no *.safetensors in {folder}: only safetensors are read, never pickles; convert the weights"
-        )
+    _check(name, folder, trust_remote_code=trust_remote_code)
+    _verify_weights(name, folder, sha256 or PUBLISHED.get(name, ""))
+    return LocalModel(name, str(folder), _digest(folder, deciding), _dim(name, folder), _max_tokens(folder), trust_remote_code)
+
+
+def resolve_reranker(name: str) -> LocalModel:
+    """Find a cross-encoder: safetensors, or in a local folder or package an ONNX file. Its code is never run. Raises ModelError as `resolve` does."""
+    folder = _folder(name, "", [f"*{suffix}" for suffix in DECIDING])
+    _check(name, folder, (".safetensors", ".onnx"), trust_remote_code=False)
+    return LocalModel(name, str(folder), _digest(folder, (*DECIDING, ".onnx")), 1, _max_tokens(folder))
+
+
+def _check(name: str, folder: Path, weights: tuple[str, ...] = (".safetensors",), *, trust_remote_code: bool) -> None:
+    """Raises ModelError where the model is not whole, has no weights of these kinds, or wants to run code of its own without leave."""
+    if not any(path.suffix in weights for path in folder.rglob("*")):
+        kinds = " or ".join(f"*{suffix}" for suffix in weights)
+        raise ModelError(f"model {name}: no {kinds} in {folder}: only such weights are read, never pickles; convert them")
     if pickled := [p for p in folder.rglob("*.bin") if not any(p.parent.glob("*.safetensors"))]:
         raise ModelError(
             f"model {name}: {pickled[0]} is a pickle with no safetensors beside it: only safetensors are read; convert the weights"
@@ -53,8 +66,6 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
         raise ModelError(f"model {name}: {code} wants to run code of its own: set [model] trust_remote_code = true if you trust it")
     if code := _code_elsewhere(folder):
         raise ModelError(f"model {name}: {code}, which no digest here covers: put the code into the model's folder")
-    _verify_weights(name, folder, sha256 or PUBLISHED.get(name, ""))
-    return LocalModel(name, str(folder), _digest(folder, deciding), _dim(name, folder), _max_tokens(folder), trust_remote_code)
 
 
 def tokenizer_file(model: LocalModel) -> str:

@@ -22,7 +22,7 @@ from pipeline.errors import Interrupted, QueryError, StoreError
 from pipeline.estimate import estimate
 from pipeline.ledger import Ledger
 from pipeline.schema import Progress, Report
-from pipeline.store import Store, Tuning
+from pipeline.store import Store, Tuning, Words
 from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
 
@@ -135,7 +135,7 @@ def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> N
 class Maintained:
     """What `maintain` did."""
 
-    tuning: Tuning | None  # of the vector index; None: every search is exact
+    tuning: Tuning | None  # of vector searches; None: there is no index, every search is exact
     versions_dropped: int  # of all tables
     files_removed: int  # written by runs that never committed them
 
@@ -146,7 +146,9 @@ def maintain(config: Config) -> Maintained:
     place.opened()
     with store.sole_writer(place, new_run_id()) as lease:
         orphans = store.leftovers(place)
-        tuning = store.update_indexes(place, config.index.recall, full_text=config.index.full_text)
+        index = config.index
+        words = Words(index.language, index.stem, index.stop_words) if index.full_text else None
+        tuning = store.update_indexes(place, index.recall, words)
         return Maintained(tuning, *store.clean_up(place, lease, orphans))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import Config
-from pipeline.store import Version
+from pipeline.store import Tuning, Version
 from pipeline.survey import scene
 
 
@@ -25,7 +25,9 @@ class Status:
     files: int
     quarantined: dict[str, int]  # reason → documents
     indexes: list[str]
-    recall: float | None  # measured by maintain; None: every search is exact
+    tuning: (
+        Tuning | None
+    )  # of vector searches, with the recall and the milliseconds that maintain measured; None: every search is exact
     runs: list[dict[str, Any]]  # newest first
     versions: list[Version]  # newest first
 
@@ -35,7 +37,6 @@ def status(config: Config, count: int = 10) -> Status:
     at = scene(config)
     table = at.store.opened()
     state = store.state_of(at.store)
-    tuning = store.read_tuning(at.store)
     kinds = (reason.partition(":")[0] for reason in state.quarantine["reason"].to_pylist())
     return Status(
         table=at.store.label,
@@ -46,7 +47,7 @@ def status(config: Config, count: int = 10) -> Status:
         files=state.files.num_rows,
         quarantined=dict(Counter(kinds)),
         indexes=[str(index) for index in store.indexes(at.store)],
-        recall=tuning.recall if tuning else None,
+        tuning=store.read_tuning(table),
         runs=[row | {"report": json.loads(row["report"])} for row in store.read_runs(at.store)[:count].to_pylist()],
         versions=store.versions(at.store, count),
     )

@@ -10,10 +10,11 @@ With precision "int8" the transformer is OpenVINO's, with a loss that is measure
 A batch that fails, for want of memory or of anything else, is halved until the guilty text stands by itself.
 
 `encoder` is the room's door; `batching` is which texts go together; `packing` is padding, and attention without it; `int8` is 8-bit arithmetic and
-`loss` what it costs.
+`loss` what it costs; `reranker` reads a query and a passage together.
 """
 
 from pipeline.encode.batching import Prepared, batches
 from pipeline.encode.encoder import Encoded, Encoder, actual_precision, best_device, gpu_count, loss_of
+from pipeline.encode.reranker import Reranker
 
-__all__ = ["Encoded", "Encoder", "Prepared", "actual_precision", "batches", "best_device", "gpu_count", "loss_of"]
+__all__ = ["Encoded", "Encoder", "Prepared", "Reranker", "actual_precision", "batches", "best_device", "gpu_count", "loss_of"]

@@ -80,7 +80,7 @@ class Encoder:
 
     def __init__(self, model: LocalModel, *, device: str = "auto", precision: str = "auto", threads: int | None = None) -> None:
         """Raises ModelError where the weights do not load, are not what the configuration says, or the device is not there."""
-        _quiet()
+        quiet()
         import torch
         from sentence_transformers import SentenceTransformer
 
@@ -286,7 +286,7 @@ def _tokenizer(model: Any, max_tokens: int | None) -> Tokenizer:
     return tokenizer
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Progress bars and advice of the libraries are not ours to print; tokenizer threads would compete with torch's."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

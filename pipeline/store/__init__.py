@@ -11,13 +11,19 @@ Not promised: rows that other programs write to these tables (a run that meets t
 version may be ahead of the main table's by one commit), file systems without atomic rename or stores without conditional put, a table whose files are copied
 while a run writes.
 
-`tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out; `history` goes back and cleans up; `indexes` builds, tunes and searches.
+`tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out; `history` goes back and cleans up; `indexes` are kept
+beside the rows, with the recall that `tuning` measures; `reading` is a version open for searches.
 """
+
+import os
+
+os.environ.setdefault("LANCE_LOG", "error")  # before it is imported: it warns of empty parts of indexes and the like
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
 from pipeline.store.history import Version, clean_up, foreign_changes, leftovers, restore, sole_writer, versions
-from pipeline.store.indexes import Condition, Index, Tuning, indexes, missed_by_indexes, read_tuning, update_indexes, vector_search
+from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
+from pipeline.store.reading import Condition, Reading, Tuning, read_tuning
 from pipeline.store.tables import (
     Side,
     State,
@@ -38,11 +44,13 @@ __all__ = [
     "Condition",
     "Index",
     "Lease",
+    "Reading",
     "Side",
     "State",
     "Store",
     "Tuning",
     "Version",
+    "Words",
     "clean_up",
     "commit",
     "create",
@@ -60,7 +68,6 @@ __all__ = [
     "spec_of",
     "state_of",
     "update_indexes",
-    "vector_search",
     "vectors_of",
     "versions",
     "write_fragments",

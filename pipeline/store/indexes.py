@@ -1,91 +1,203 @@
-"""Search structures on the table, and search itself, through lancedb, so that any lancedb client can use the same indexes.
+"""What `maintain` keeps beside the rows, through lancedb, so that any lancedb client uses the same indexes.
 
-Below `EXACT_ROWS` rows every search is exact. Above, maintain builds IVF with 1-bit residual quantisation (RaBitQ, Gao & Long 2024,
-https://arxiv.org/abs/2405.12497) and measures how far it must look to hold the stated recall; searches use what was measured.
-Rows newer than the index are searched exactly.
+Below INDEXED_FROM rows nothing is indexed but words: exact search is as fast. Above:
+
+- **vectors**: IVF with 1-bit residual quantisation (RaBitQ, Gao & Long 2024, https://arxiv.org/abs/2405.12497), or with 8 bits where that cannot be had or does
+  not hold the recall; how far searches look is measured (`tuning`). New rows are folded in as they come; the index is trained anew when what it was
+  tuned to no longer holds, or when the table has doubled.
+- **words**: BM25. **metadata**: bitmaps for columns of few values, else trees. **ids and hashes**: trees, so that a night's look-ups cost by the change.
+
+Rows newer than an index are searched one by one, so nothing waits for it.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import functools
 import json
-import operator
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import QueryError, StoreError
-from pipeline.store.tables import Store, lance_errors, one_line
+from pipeline.schema import OWN_COLUMNS
+from pipeline.store.reading import TUNING_KEY, Reading, Tuning, connected, expression, read_tuning
+from pipeline.store.tables import Store, lance_errors
+from pipeline.store.tuning import Trial, check, draw, tune
 
-Condition = str | Mapping[str, Any]  # SQL; or column → its value, or a list of those it may have
-TUNING_KEY = "latent.tuning"
-EXACT_ROWS = 50_000  # 384 dimensions: exact search takes some 80 ms here
-NEVER = dt.timedelta(days=36_500)
-PROBES = 200  # vectors drawn from the table to measure recall with
-EFFORTS = ((20, 5), (40, 10), (80, 20), (160, 40), (320, 80))  # (nprobes, refine_factor), cheapest first
-SEED = 20
-QUERY_CHARS = 200
+INDEXED_FROM = 10_000
+MEASURED_AGAIN = 0.1  # of the rows are new since the last measurement
+TRAINED_AGAIN = 2  # times the rows that the index was trained on
+PIECES = 8  # of an index, one a fold: merged when there are more
+LARGE_FRAGMENT = 50_000  # rows, and
+LARGE_SHARE = 0.02  # of the table
+DELETED = 0.1
+TREE_BEHIND = 0.02  # of the rows: compared one by one
+LOOKED_UP = ("doc_id", "chunk_hash")  # by runs, and for what stands around a hit
+SAMPLED = 10_000  # rows, to see what a column holds
+FEW_VALUES = 500  # among them: a bitmap
+LONG = 200  # characters: such texts are not filtered by their value
+WORDS_KEY = "latent.words"
 EVERY_PART = 1_000_000  # as nprobes: no index has as many
-WORDS = re.compile(r"[A-Za-z]{6,40}|\d\d")  # a text with one of these is more than stop words
+QUERY_CHARS = 200
+TELLING = re.compile(r"[A-Za-z]{6,40}|\d\d")  # a text with one of these is more than stop words
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Words:
+    """How the full-text index takes a text apart."""
+
+    language: str = "English"
+    stem: bool = True
+    stop_words: bool = True  # left out
 
 
 @dataclass(frozen=True)
 class Index:
     """A search structure on the table."""
 
+    name: str
     kind: str
     columns: tuple[str, ...]
-    behind: int | None  # rows newer than it: searched one by one
+    behind: int  # rows newer than it: searched one by one
+    pieces: int
 
     def __str__(self) -> str:
-        return f"{self.kind} on {', '.join(self.columns)}, {'?' if self.behind is None else self.behind} rows behind"
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How far a search looks, and the recall@10 measured with it."""
-
-    nprobes: int
-    refine_factor: int
-    recall: float
-
-
-def update_indexes(store: Store, recall: float, *, full_text: bool) -> Tuning | None:
-    """Bring indexes up to date, merge small fragments, and measure. Under the lease.
-
-    Returns the tuning of the vector index, None where searches are exact: the table is small, or no effort holds the recall.
-    """
-    from lancedb.index import FTS, IvfRq
-
-    with lance_errors(f"{store.label} cannot be maintained"):
-        table = _connect(store)
-        kinds = {index.index_type: index.name for index in table.list_indices()}
-        if full_text and "FTS" not in kinds and table.count_rows():
-            table.create_index("text", config=FTS(with_position=False))  # positions break compaction upstream
-        if table.count_rows() >= EXACT_ROWS and "IvfRq" not in kinds:
-            table.create_index("vector", config=IvfRq(distance_type="cosine"))
-        table.optimize(cleanup_older_than=NEVER)  # versions are dropped by `history.clean_up`
-    return _tune(store, recall) if table.count_rows() >= EXACT_ROWS else None
-
-
-def read_tuning(store: Store) -> Tuning | None:
-    """What maintain measured; None where searches are exact."""
-    text = store.opened().metadata.get(TUNING_KEY)
-    return Tuning(**json.loads(text)) if text else None
+        return f"{self.kind} on {', '.join(self.columns)}, {self.behind} rows behind"
 
 
 def indexes(store: Store) -> list[Index]:
     """The indexes of the table."""
     with lance_errors(f"{store.label}: its indexes cannot be read"):
-        table = _connect(store)
+        table = connected(store)
         stats = [(index, table.index_stats(index.name)) for index in table.list_indices()]
-    return [Index(index.index_type, tuple(index.columns), s.num_unindexed_rows if s else None) for index, s in stats]
+    return [Index(i.name, i.index_type, tuple(i.columns), s.num_unindexed_rows, s.num_indices or 1) for i, s in stats if s]
+
+
+def update_indexes(store: Store, recall: float, words: Words | None) -> Tuning | None:
+    """Merge small fragments, bring all indexes up to date, and measure where that is due. Under the lease. `words` None: no full-text index.
+
+    Costs by what is new, not by the table, but for a measurement, due when a tenth of the rows is new. Returns how vector searches look.
+    """
+    with lance_errors(f"{store.label} cannot be maintained"):
+        _compact(store)
+        _index_words(store, words)
+        _index_values(store)
+        _fold_in(store)
+        tuning = _index_vectors(store, recall)
+        table = store.opened()
+        if read_tuning(table) != tuning:
+            table.update_metadata({TUNING_KEY: json.dumps(asdict(tuning)) if tuning else None})
+    return tuning
+
+
+def _compact(store: Store) -> None:
+    """Small fragments into larger ones. Those that are large already stay as they are, until a tenth of their rows is deleted: each row is written a few times only."""
+    table = store.opened()
+    large = max(LARGE_FRAGMENT, LARGE_SHARE * table.count_rows())
+    fragments = [f for f in table.get_fragments() if f.physical_rows >= large and f.num_deletions < DELETED * f.physical_rows]
+    table.optimize.compact_files(excluded_fragment_ids=[f.fragment_id for f in fragments])
+
+
+def _fold_in(store: Store) -> None:
+    """New rows into the indexes: as a piece more, all pieces into one where they are many. A tree is made anew: it is read by lancedb only as lancedb makes it."""
+    for index in indexes(store):
+        if index.kind == "BTree":
+            if index.behind > TREE_BEHIND * store.opened().count_rows():
+                from lancedb.index import BTree
+
+                connected(store).create_index(index.columns[0], config=BTree(), replace=True)
+        elif index.behind or index.pieces > PIECES:
+            merged = index.pieces if index.pieces >= PIECES else 0
+            store.opened().optimize.optimize_indices(num_indices_to_merge=merged, index_names=[index.name])
+
+
+def _index_words(store: Store, words: Words | None) -> None:
+    """The full-text index as it is wanted: made where there is none, made anew where words are taken apart otherwise now."""
+    from lancedb.index import FTS
+
+    table = connected(store)
+    present = [index.name for index in table.list_indices() if index.index_type == "FTS"]
+    wanted = json.dumps(asdict(words)) if words and table.count_rows() else None
+    kept = store.opened().metadata.get(WORDS_KEY)
+    if kept == wanted and bool(present) == bool(wanted):
+        return
+    if words and wanted:  # positions break compaction upstream
+        config = FTS(with_position=False, language=words.language, stem=words.stem, remove_stop_words=words.stop_words)
+        table.create_index("text", config=config, replace=True)
+    else:
+        for name in present:
+            table.drop_index(name)
+    store.opened().update_metadata({WORDS_KEY: wanted})
+
+
+def _index_values(store: Store) -> None:
+    """Indexes for conditions and look-ups, where the table is large and the column of a kind that one helps."""
+    table = connected(store)
+    if table.count_rows() < INDEXED_FROM:
+        return
+    present = {column for index in table.list_indices() for column in index.columns}
+    rows = store.opened()
+    wanted = [f for f in rows.schema if f.name not in present and (f.name in LOOKED_UP or f.name not in OWN_COLUMNS)]
+    if wanted:
+        sample = rows.head(SAMPLED, columns=[f.name for f in wanted])
+        for field in wanted:
+            if (config := _for_values(field, sample[field.name])) is not None:
+                table.create_index(field.name, config=config)
+
+
+def _for_values(field: pa.Field, sample: pa.ChunkedArray) -> Any:
+    """The kind of index that helps conditions on such a column; None where none does."""
+    from lancedb.index import Bitmap, BTree, LabelList
+
+    kind = field.type
+    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+        return LabelList()
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
+        return None
+    if pa.types.is_string(kind) and (pc.mean(pc.utf8_length(sample)).as_py() or 0) > LONG:
+        return None
+    return Bitmap() if field.name not in LOOKED_UP and pc.count_distinct(sample).as_py() <= FEW_VALUES else BTree()
+
+
+def _index_vectors(store: Store, recall: float) -> Tuning | None:
+    """The vector index, and how far to look in it. None: there is none, the table is small."""
+    table = store.opened()
+    count = table.count_rows()
+    if count < INDEXED_FROM:
+        return None
+    tuning = read_tuning(table)
+    present = [index for index in indexes(store) if "vector" in index.columns]
+    if tuning and tuning.wanted == recall and bool(tuning.nprobes) == bool(present):
+        new = table.count_rows(f"_row_created_at_version > {tuning.version}")
+        if new + abs(count - tuning.rows) < MEASURED_AGAIN * tuning.rows:
+            return tuning
+    trial = draw(table)
+    if present and tuning and count < TRAINED_AGAIN * tuning.trained:
+        reading = Reading(store)
+        held = (tuning.wanted == recall and check(reading, trial, tuning)) or tune(reading, trial, recall)
+        if held.nprobes:
+            return replace(held, trained=tuning.trained)
+    return _trained(store, trial, recall)
+
+
+def _trained(store: Store, trial: Trial, recall: float) -> Tuning:
+    """A vector index trained on the table as it is: of the first kind that holds the recall and is faster than exact search; else none."""
+    from lancedb.index import IvfRq, IvfSq
+
+    table = connected(store)
+    for kind in (IvfRq, IvfSq):
+        if kind is IvfRq and trial.queries.shape[1] % 8:
+            continue  # RaBitQ packs eight dimensions a byte
+        table.create_index("vector", config=kind(distance_type="cosine"), replace=True)
+        reading = Reading(store)
+        tuning = tune(reading, trial, recall)
+        if tuning.nprobes:
+            return tuning
+    table.drop_index(next(index.name for index in table.list_indices() if "vector" in index.columns))
+    return tuning
 
 
 def missed_by_indexes(store: Store, sample: int) -> list[str]:
@@ -93,99 +205,31 @@ def missed_by_indexes(store: Store, sample: int) -> list[str]:
 
     The vector index is asked for all rows at once, of all its parts; the full-text index for `sample` rows by their own words.
     """
-    kinds = {index.kind for index in indexes(store)}
+    columns = {column for index in indexes(store) for column in index.columns}
     with lance_errors(f"{store.label}: its indexes cannot be read"):
-        table = _connect(store)
+        table = connected(store)
         count = table.count_rows()
         missed: list[str] = []
-        if "IvfRq" in kinds and count:
-            columns = store.opened().to_table(columns=["chunk_id"])["chunk_id"]
+        if "vector" in columns and count:
+            known = store.opened().to_table(columns=["chunk_id"])["chunk_id"]
             probe = store.opened().take([0], columns=["vector"])["vector"].to_pylist()[0]
             query = table.search(probe, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(count)
             found = query.nprobes(EVERY_PART).select(["chunk_id", "_distance"]).to_arrow()["chunk_id"]
-            unseen = columns.filter(pc.invert(pc.is_in(columns, value_set=found.combine_chunks())))
+            unseen = known.filter(pc.invert(pc.is_in(known, value_set=found.combine_chunks())))
             missed += [f"{name} (vector)" for name in unseen.to_pylist()]
-        if "FTS" in kinds and count:
+        if "text" in columns and count:
             rows = np.sort(np.random.default_rng(SEED).choice(count, min(sample, count), replace=False)).tolist()
             for row in store.opened().take(rows, columns=["chunk_id", "text"]).to_pylist():
-                if WORDS.search(row["text"][:QUERY_CHARS]) and not _finds(table, row["chunk_id"], row["text"][:QUERY_CHARS]):
+                if TELLING.search(row["text"][:QUERY_CHARS]) and not _finds(table, row["chunk_id"], row["text"][:QUERY_CHARS]):
                     missed.append(f"{row['chunk_id']} (full text)")
     return missed
 
 
 def _finds(table: Any, chunk_id: str, text: str) -> bool:
     """Whether a full-text search finds a row by its own words."""
-    query = table.search(text, query_type="fts").where(_expression({"chunk_id": chunk_id}), prefilter=True).limit(1)
+    from lancedb.query import MatchQuery
+
+    query = (
+        table.search(MatchQuery(text, "text"), query_type="fts").where(expression({"chunk_id": chunk_id}), prefilter=True).limit(1)
+    )
     return bool(query.select(["chunk_id", "_score"]).to_arrow().num_rows)
-
-
-def vector_search(store: Store, vector: np.ndarray, k: int, where: Condition | None, *, exact: bool = False) -> pa.Table:
-    """The k nearest rows by cosine, nearest first, all columns but the vector, `_distance` = 1 - cosine. The filter is applied first.
-
-    Values of a mapping are passed to Lance as values: no SQL is made of them.
-    """
-    table = _connect(store)
-    query = table.search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(k)
-    if where:
-        query = query.where(where if isinstance(where, str) else _expression(where), prefilter=True)
-    tuning = None if exact else read_tuning(store)
-    # An index whose recall was not measured is not used.
-    query = query.nprobes(tuning.nprobes).refine_factor(tuning.refine_factor) if tuning else query.bypass_vector_index()
-    columns = [name for name in table.schema.names if name != "vector"]
-    try:
-        return query.select([*columns, "_distance"]).to_arrow()
-    except (ValueError, OSError, RuntimeError) as error:
-        if not where or "LanceError(IO)" in str(error):
-            raise StoreError(f"{store.label} cannot be searched: {one_line(error)}") from error
-        reason = one_line(error).partition(". Valid fields")[0]
-        raise QueryError(f"where {where!r:.200}: {reason}; columns: {', '.join(columns)}") from error
-
-
-def _expression(where: Mapping[str, Any]) -> Any:
-    """All columns' conditions, as lancedb's typed expression. Raises QueryError for a value that it has no type for."""
-    from lancedb.expr import col, lit
-
-    def meets(column: str, value: Any) -> Any:
-        try:
-            return col(column).isin(value) if isinstance(value, list | tuple | set | frozenset) else col(column) == lit(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            wanted = f'a string, number, boolean, date or bytes, or a list of such; for null: where="{column} IS NULL"'
-            raise QueryError(f"where {column}: got {value!r:.80} ({one_line(error)}), wanted {wanted}") from None
-
-    return functools.reduce(operator.and_, (meets(column, value) for column, value in where.items()))
-
-
-def _connect(store: Store) -> Any:
-    """The table as lancedb opens it, at its newest version."""
-    import lancedb  # not at import: Ray forks when it starts, and lancedb's runtime should not be there yet
-
-    store.opened()  # says in our words where there is no table
-    with lance_errors(f"{store.label} cannot be opened"):
-        return lancedb.connect(store.uri, storage_options=store.options).open_table(store.name)
-
-
-def _tune(store: Store, recall: float) -> Tuning | None:
-    """The least effort that holds the recall on vectors drawn from the table, each asked for its neighbours but itself.
-
-    None where the greatest effort does not: searches stay exact.
-    """
-    table = store.opened()
-    rows = np.sort(np.random.default_rng(SEED).choice(table.count_rows(), PROBES, replace=False))
-    probes = np.stack(table.take(rows.tolist(), columns=["vector"])["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    with lance_errors(f"{store.label}: its recall cannot be measured"):
-        exact = [_neighbours(store, probe) for probe in probes]
-        for nprobes, refine in EFFORTS:
-            found = [_neighbours(store, probe, nprobes, refine) for probe in probes]
-            measured = float(np.mean([len(a & b) / max(len(a), 1) for a, b in zip(exact, found, strict=True)]))
-            tuning = Tuning(nprobes, refine, round(measured, 4)) if measured >= recall else None
-            if tuning is not None:
-                break
-        if read_tuning(store) != tuning:
-            table.update_metadata({TUNING_KEY: json.dumps(asdict(tuning)) if tuning else None})
-    return tuning
-
-
-def _neighbours(store: Store, vector: np.ndarray, nprobes: int = 0, refine: int = 0) -> set[str]:
-    query = _connect(store).search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(11)
-    query = query.nprobes(nprobes).refine_factor(refine) if nprobes else query.bypass_vector_index()
-    return set(query.select(["chunk_id", "_distance"]).to_arrow()["chunk_id"].to_pylist()[1:])

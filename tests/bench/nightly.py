@@ -1,6 +1,6 @@
 """What a night costs on a large table of which one document in a thousand changed: seconds, and bytes read beside the bytes of all vectors.
 
-    .venv/bin/python tests/bench/nightly.py [documents]
+    .venv/bin/python tests/bench/nightly.py [documents]       (1,000,000 where none are said)
 
 Corpus and model as in memory.py. Three nights: nothing changed; 0.1 % of the documents, together in the last files; as many, one in every thousand, so that every file is opened.
 """
@@ -41,10 +41,12 @@ def main() -> None:
             texts[i] += " again"
         write(desk, texts, range((size - few) // FILE_DOCUMENTS * FILE_DOCUMENTS, size, FILE_DOCUMENTS))
         tell(f"{few} changed, together", latent(desk, "run"))
+        tell("maintain", latent(desk, "maintain"))
         for i in range(0, size, 1000):
             texts[i] += " once more"
         write(desk, texts, range(0, size, FILE_DOCUMENTS))
         tell(f"{few} changed, all over", latent(desk, "run"))
+        tell("maintain", latent(desk, "maintain"))
         kept = "the same" if indexes <= index_files(desk) else "written anew"
         print(f"vectors of the table {size * DIM * 4 >> 20} MB; {len(indexes)} files of indexes: {kept}")
 

@@ -1,0 +1,43 @@
+"""The order of what was found: one passage a document, or no two of a kind. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+def first_of_each_document(rows: pa.Table) -> pa.Table:
+    """Of each document the first row."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(rows["doc_id"].to_pylist()):
+        first.setdefault(name, i)
+    return rows.take(list(first.values()))
+
+
+def diverse(rows: pa.Table, k: int, diversity: float) -> pa.Table:
+    """k rows by maximal marginal relevance (Carbonell & Goldstein 1998): good ones that are unlike those before them.
+
+    `diversity` from 0, by score alone, to 1, by unlikeness alone. Scores are stretched to [0, 1]; likeness is the cosine.
+    """
+    if not rows.num_rows:
+        return rows
+    vectors = unit_vectors(rows)
+    scores = rows["score"].to_numpy()
+    good = (scores - scores.min()) / (np.ptp(scores) or 1.0)
+    chosen: list[int] = []
+    likeness = np.zeros(rows.num_rows)
+    while len(chosen) < min(k, rows.num_rows):
+        worth = (1 - diversity) * good - diversity * likeness
+        worth[chosen] = -np.inf
+        chosen.append(int(worth.argmax()))
+        alike = vectors @ vectors[chosen[-1]]
+        likeness = alike if len(chosen) == 1 else np.maximum(likeness, alike)
+    return rows.take(chosen)
+
+
+def unit_vectors(rows: pa.Table) -> npt.NDArray[np.float32]:
+    """The vectors of rows (n, dim)."""
+    column = rows["vector"].combine_chunks()
+    vectors: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+    return vectors

@@ -1,0 +1,157 @@
+"""A table to search: a query is encoded as the table's documents were, and asked of one version of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline import model
+from pipeline.config import load
+from pipeline.encode import Encoder, Reranker
+from pipeline.errors import QueryError
+from pipeline.search.hit import Hit, hits, with_context
+from pipeline.search.ranking import diverse, first_of_each_document
+from pipeline.store import Condition, Reading
+from pipeline.survey import Scene, scene
+
+MOST_HITS = 10_000
+ASKED_AT_ONCE = 8  # queries of a batch
+DIVERSE_OF = 5  # times k rows, of which k unlike ones are chosen
+
+
+class How(TypedDict, total=False):
+    """The ways of searching; each may be left out."""
+
+    mode: Literal["vector", "text", "hybrid"]  # by meaning, by words (BM25), or both fused; left out: [search] mode
+    rerank: bool  # order the best [search] candidates anew with the cross-encoder [search] reranker
+    diversity: float  # 0 to 1: how much unlikeness to the hits before counts beside the score
+    per_document: bool  # at most one hit a document
+    context: int  # passages before and after each hit
+    exact: bool  # pass by the vector index
+
+
+class Table:
+    """A table to search. Models are loaded at the first query that needs them and kept; each search sees the newest version."""
+
+    def __init__(self, at: Scene) -> None:
+        self._at = at
+        self._reading = Reading(at.store)
+
+    def search(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
+        """The k passages that answer best, best first. `where` is applied before the search: a mapping of columns to a value, or to a list of values
+        that will do, which never become SQL; or a string, which is SQL: put nothing into it that you would not run.
+
+        Raises QueryError for an empty query, a k out of range, a condition the table cannot evaluate, or a way of searching it has no index or model for.
+        """
+        return self.search_batch([query], k, where, **how)[0]
+
+    async def search_async(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
+        """As `search`, in a thread."""
+        return await asyncio.to_thread(self.search, query, k, where, **how)
+
+    def search_batch(
+        self, queries: Sequence[str], k: int = 10, where: Condition | None = None, **how: Unpack[How]
+    ) -> list[list[Hit]]:
+        """As `search` for each of the queries, all on one version: they are encoded together and asked side by side."""
+        if any(not query.strip() for query in queries):
+            raise QueryError("the query is empty: give it a few words")
+        asked = self._checked(k, how)
+        reading = self._newest()
+        vectors = self.encode_queries(queries) if asked["mode"] != "text" else [None] * len(queries)
+        with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(queries)) or 1) as pool:
+            return list(pool.map(lambda query, vector: self._answer(reading, query, vector, k, where, asked), queries, vectors))
+
+    def nearest(self, vector: np.ndarray, k: int = 10, where: Condition | None = None, *, exact: bool = False) -> list[Hit]:
+        """As `search`, for a vector (dim,)."""
+        self._checked(k, {})
+        return hits(self._newest().by_vector(vector, k, where, exact=exact))
+
+    def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The queries' unit vectors (n, dim), the query prompt put before each."""
+        prompt = self._at.config.model.query_prompt
+        vectors = self._encoder.encode([prompt + query for query in queries])
+        for query, vector in zip(queries, vectors, strict=True):
+            if not np.isfinite(vector).all():
+                raise QueryError(f"the model has no vector for {query!r}: ask with other words")
+        return vectors
+
+    def _newest(self) -> Reading:
+        self._reading = self._reading.newest()
+        return self._reading
+
+    def _checked(self, k: int, how: How) -> How:
+        """The ways of searching with the config's defaults. Raises QueryError for what is out of range."""
+        if not 1 <= k <= MOST_HITS:
+            raise QueryError(f"k = {k}, wanted 1 to {MOST_HITS}")
+        if not 0 <= how.get("diversity", 0.0) <= 1:
+            raise QueryError(f"diversity = {how['diversity']}, wanted 0 (by score alone) to 1")
+        if how.get("context", 0) < 0:
+            raise QueryError(f"context = {how['context']}, wanted 0 or more passages")
+        if how.get("rerank") and not self._at.config.search.reranker:
+            raise QueryError("rerank: no cross-encoder is set: name one with [search] reranker")
+        mode = how.get("mode") or self._at.config.search.mode
+        if mode not in {"vector", "text", "hybrid"}:
+            raise QueryError(f"mode = {mode!r}, wanted vector, text or hybrid")
+        return How(**{**how, "mode": mode})
+
+    def _answer(  # noqa: PLR0917
+        self, reading: Reading, query: str, vector: np.ndarray | None, k: int, where: Condition | None, how: How
+    ) -> list[Hit]:
+        settings = self._at.config.search
+        depth = max(k, settings.candidates) if how.get("rerank") else k
+        if how.get("diversity"):
+            depth = max(depth, DIVERSE_OF * k)
+        rows = self._found(reading, query, vector, depth, where, how)
+        if how.get("rerank"):
+            scores = self._reranker.scores(query, rows["text"].to_pylist())
+            rows = rows.set_column(rows.column_names.index("score"), "score", pa.array(scores, pa.float64()))
+            rows = rows.sort_by([("score", "descending")])
+        rows = diverse(rows, k, how["diversity"]) if how.get("diversity") else rows[:k]
+        found = hits(rows)
+        if how.get("context"):
+            found = with_context(found, reading.around([hit.doc_id for hit in found]), how["context"])
+        return found
+
+    @staticmethod
+    def _found(  # noqa: PLR0917
+        reading: Reading, query: str, vector: np.ndarray | None, depth: int, where: Condition | None, how: How
+    ) -> pa.Table:
+        """The best `depth` rows, of as many documents where that is asked for."""
+        asked = depth
+        while True:
+            if vector is None:
+                rows = reading.by_words(query, asked, where)
+            elif how["mode"] == "hybrid":
+                rows = reading.by_both(vector, query, asked, where, exact=how.get("exact", False))
+            else:
+                rows = reading.by_vector(vector, asked, where, exact=how.get("exact", False))
+            if not how.get("per_document"):
+                return rows
+            first = first_of_each_document(rows)
+            if first.num_rows >= depth or rows.num_rows < asked:
+                return first[:depth]
+            asked *= 4
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        settings = self._at.config.model
+        return Encoder(self._at.model, device=settings.device, precision=settings.precision)
+
+    @cached_property
+    def _reranker(self) -> Reranker:
+        return Reranker(model.resolve_reranker(self._at.config.search.reranker), device=self._at.config.model.device)
+
+
+def open_table(config: str | Path = "config.toml", overrides: Mapping[str, Any] | None = None) -> Table:
+    """The table that a config names, ready to search. Raises StoreError where there is none yet, SpecMismatch where the config
+    asks for another model than made its vectors.
+    """
+    return Table(scene(load(config, overrides)))

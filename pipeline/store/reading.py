@@ -1,0 +1,189 @@
+"""One version of the table, open for searches, through lancedb: vector, full text, both, and what stands around a passage.
+
+Every answer has a column `score`: higher is better, comparable within one mode. A filter is applied before the search, and planned before it is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import QueryError, StoreError
+from pipeline.schema import Spec
+from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
+
+Condition = str | Mapping[str, Any]  # SQL; or column → its value, or a list of those it may have
+FEW_ROWS = 20_000  # that meet a filter: compared one by one, in some 20 ms; an index would look at many that do not meet it
+PLANS_KEPT = 1000  # filters
+DEPTH = 100  # hits of each side that a hybrid search fuses
+TUNING_KEY = "latent.tuning"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How far a vector search looks, and what was measured when that was chosen."""
+
+    wanted: float  # the recall@10 that was asked for
+    nprobes: int  # parts of the index; 0: searches are exact, since that is as fast, or since no effort holds the recall
+    refine_factor: int  # so many times k rows are compared by their full vectors
+    recall: float  # recall@10 against exact search
+    filtered: float  # the same under a filter that one row in sixteen meets
+    milliseconds: float  # a search, median
+    exact_milliseconds: float  # an exact one
+    rows: int  # of the table when this was measured
+    version: int  # of the table then
+    trained: int  # rows that the index was trained on
+
+
+def read_tuning(table: lance.LanceDataset) -> Tuning | None:
+    """What maintain measured; None where searches are exact for want of an index."""
+    text = table.metadata.get(TUNING_KEY)
+    return Tuning(**json.loads(text)) if text else None
+
+
+class Reading:
+    """One version of the table. Safe to share between threads; what is committed meanwhile, it does not see."""
+
+    def __init__(self, store: Store) -> None:
+        """Open the newest version. Raises StoreError where there is no table."""
+        self.store = store
+        self._rows = store.opened()
+        self.version = int(self._rows.version)
+        self.tuning = read_tuning(self._rows)
+        self._table = connected(store, self.version)
+        self.columns = [name for name in self._table.schema.names if name != "vector"]
+        self._planned: dict[str, tuple[Any, int]] = {}  # by filter: what lancedb takes, and how many rows meet it
+
+    @functools.cached_property
+    def spec(self) -> Spec:
+        """Of the vectors in this version."""
+        return Spec.from_json(self._rows.schema.metadata[SPEC_KEY].decode())
+
+    @functools.cached_property
+    def count(self) -> int:
+        """How many rows."""
+        return int(self._rows.count_rows())
+
+    def newest(self) -> Reading:
+        """This one where the table has no newer version, else that of the newest."""
+        with lance_errors(f"{self.store.label} cannot be opened"):
+            newest = self._rows.latest_version
+        return self if newest == self.version else Reading(self.store)
+
+    def by_vector(self, vector: np.ndarray, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
+        """The k rows nearest to the vector (dim,), nearest first; the score is the cosine."""
+        query = self._table.search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(k)
+        rows = self._scored(self._looking(query, where, exact=exact), "_distance", where)
+        return rows.append_column("score", pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
+
+    def by_words(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
+        """The k rows that the words of a query fit best; the score is BM25. Rows without any of the words are not among them."""
+        from lancedb.query import MatchQuery
+
+        if not any(index.index_type == "FTS" for index in self._table.list_indices()):
+            raise QueryError(f"{self.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'")
+        query = self._table.search(MatchQuery(words, "text"), query_type="fts").limit(k)
+        query = query.where(self._plan(where)[0], prefilter=True) if where else query
+        rows = self._scored(query, "_score", where)
+        return rows.append_column("score", rows["_score"].cast(pa.float64()))
+
+    def by_both(self, vector: np.ndarray, words: str, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
+        """Reciprocal rank fusion of both (Cormack, Clarke & Büttcher 2009): the score is the sum of 1 / (60 + rank) over the two lists."""
+        from lancedb.rerankers import RRFReranker
+
+        depth = max(k, DEPTH)
+        nearest, fitting = self.by_vector(vector, depth, where, exact=exact), self.by_words(words, depth, where)
+        shared = [name for name in nearest.column_names if name in fitting.column_names and name != "score"]
+        rows = RRFReranker().rerank_hybrid(words, nearest.select(shared), fitting.select(shared))[:k]
+        return rows.append_column("score", rows["_relevance_score"].cast(pa.float64()))
+
+    def around(self, doc_ids: Sequence[str]) -> pa.Table:
+        """All passages of these documents: doc_id, chunk_index, text, char_start, char_end, in order."""
+        columns = ["doc_id", "chunk_index", "text", "char_start", "char_end"]
+        query = self._table.search().where(expression({"doc_id": list(doc_ids)})).select(columns)
+        with lance_errors(f"{self.store.label} cannot be read"):
+            return query.limit(self.count).to_arrow().sort_by([("doc_id", "ascending"), ("chunk_index", "ascending")])
+
+    def _looking(self, query: Any, where: Condition | None, *, exact: bool) -> Any:
+        """The query with its filter, and how far it looks: exactly, or as far as was measured to hold the recall.
+
+        Rows that meet a filter are spread over more parts of the index, so it looks at more of them in proportion.
+        """
+        share = 1.0
+        if where:
+            condition, meeting = self._plan(where)
+            query = query.where(condition, prefilter=True)
+            exact = exact or meeting <= FEW_ROWS
+            share = max(meeting, 1) / max(self.count, 1)
+        if exact or self.tuning is None or not self.tuning.nprobes:
+            return query.bypass_vector_index()
+        return query.nprobes(math.ceil(self.tuning.nprobes / share)).refine_factor(self.tuning.refine_factor)
+
+    def _plan(self, where: Condition) -> tuple[Any, int]:
+        """The filter as lancedb takes it, and how many rows meet it. Raises QueryError where the table cannot evaluate it."""
+        known = repr(where)
+        if known not in self._planned:
+            condition = where if isinstance(where, str) else expression(where)
+            query = self._table.search().where(condition).select(["chunk_index"]).limit(self.count or 1)
+            try:
+                query.explain_plan()
+            except (ValueError, OSError, RuntimeError) as error:
+                raise self._refused(where, error) from error
+            self._planned[known] = condition, int(self._run(query, where).num_rows)
+            if len(self._planned) > PLANS_KEPT:
+                self._planned.pop(next(iter(self._planned)))
+        return self._planned[known]
+
+    def _refused(self, where: Condition, error: Exception) -> QueryError:
+        reason = one_line(error).partition(". Valid fields")[0].removeprefix("Invalid user input: ")
+        return QueryError(f"where {where!r:.200}: {reason}; columns: {self._typed_columns}")
+
+    @property
+    def _typed_columns(self) -> str:
+        return ", ".join(f"{f.name} ({f.type})" for f in self._rows.schema if f.name != "vector")
+
+    def _scored(self, query: Any, by: str, where: Condition | None) -> pa.Table:
+        return self._run(query.select([*self.columns, "vector", by]).with_row_id(True), where)
+
+    def _run(self, query: Any, where: Condition | None) -> pa.Table:
+        try:
+            return query.to_arrow()
+        except (ValueError, OSError, RuntimeError) as error:
+            if where and "LanceError(IO)" not in str(error):
+                raise self._refused(where, error) from error
+            raise StoreError(f"{self.store.label} cannot be searched: {one_line(error)}") from error
+
+
+def connected(store: Store, version: int | None = None) -> Any:
+    """The table as lancedb opens it, at a version or at the newest."""
+    import lancedb  # not at import: Ray forks when it starts, and lancedb's runtime should not be there yet
+
+    with lance_errors(f"{store.label} cannot be opened"):
+        table = lancedb.connect(store.uri, storage_options=store.options).open_table(store.name)
+        if version is not None:
+            table.checkout(version)
+        return table
+
+
+def expression(where: Mapping[str, Any]) -> Any:
+    """All columns' conditions, as lancedb's typed expression. Raises QueryError for a value that it has no type for."""
+    from lancedb.expr import col, lit
+
+    def meets(column: str, value: Any) -> Any:
+        try:
+            return col(column).isin(value) if isinstance(value, list | tuple | set | frozenset) else col(column) == lit(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            wanted = f'a string, number, boolean, date or bytes, or a list of such; for null: where="{column} IS NULL"'
+            raise QueryError(f"where {column}: got {value!r:.80} ({one_line(error)}), wanted {wanted}") from None
+
+    return functools.reduce(operator.and_, (meets(column, value) for column, value in where.items()))
