@@ -8,8 +8,10 @@ checkpoint, and to resume is to plan again.
            errors    the error tree
            plan      source state - table state
            chunk     documents -> chunks
+           evaluate  how good an order of documents is
     edge   config    config.toml -> frozen Config
            source    files, buckets -> file states, document batches
+           judgments queries and judgments from files
            model     a model's name -> verified local files
            encode    texts -> unit vectors (torch, sentence-transformers)
            store     the table: fragments, commits, lease, history, indexes (Lance)
@@ -21,7 +23,8 @@ checkpoint, and to resume is to plan again.
            run       the use-cases: plan, embed, maintain, rollback
            verify    proof that the table is right
            status    where the table stands: versions, runs
-           search    retrieval
+           search    retrieval, and its evaluation
+           service   search over HTTP
            init      a first config for your documents
            sample    Python's own documentation as a corpus
            cli       commands

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,9 @@ from pipeline.config import Config, Source, load, render
 from pipeline.errors import ConfigError, Interrupted, PipelineError, shown
 from pipeline.schema import Progress, Report
 from pipeline.store import Tuning
+
+if TYPE_CHECKING:
+    from pipeline.search.evaluation import Comparison, Evaluation
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+)(?:=(.*))?", re.DOTALL)
 SAMPLE_FOLDER = "data/sample"
@@ -126,6 +129,9 @@ def run(
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined documents again.")] = False,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Let an empty source empty the table.")] = False,
     flow: Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow even where no server is configured.")] = False,
+    maintain: Annotated[
+        bool, typer.Option(help="Bring the indexes up to date where rows changed, as 'latent maintain' does.")
+    ] = True,
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a shard.")] = False,
@@ -146,6 +152,13 @@ def run(
             )
         else:
             report = use_case.embed(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
+    if maintain and (report.documents.added or report.documents.changed or report.documents.deleted):
+        try:
+            use_case.maintain(settings)
+        except PipelineError as error:  # the next run, or another that is under way, does it
+            words.print(
+                f"warning: the run is committed, but the indexes are not up to date: {error}", highlight=False, markup=False
+            )
     _print(report, as_json, _told(report, planned=False))
 
 
@@ -218,6 +231,65 @@ def search(
 
 
 @app.command()
+def evaluate(
+    *,
+    queries: Annotated[Path | None, typer.Option("--queries", help="Queries: id, text; .parquet, .jsonl, .csv, .tsv.")] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="Judgments: query, document, relevance; the same kinds, or TREC's.")
+    ] = None,
+    itself: Annotated[
+        bool, typer.Option("--self", help="Without judgments: is the passage found that a sentence is from?")
+    ] = False,
+    mode: Annotated[str | None, typer.Option("--mode", help="vector, text or hybrid; left out: [search] mode.")] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Order the best anew with the cross-encoder [search] reranker.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Pass by the vector index.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Compare with vector, text, hybrid, exact, hybrid+rerank, or with a table.")
+    ] = None,
+    per_query: Annotated[Path | None, typer.Option("--per-query", help="Write each query's measures here, as CSV.")] = None,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Measure how good the answers are: nDCG@10, recall, MRR@10, milliseconds; and whether another way or table is better.
+
+    Example: latent evaluate --queries queries.parquet --qrels qrels.parquet --against hybrid
+    """
+    from pipeline.judgments import read_judgments, read_queries
+    from pipeline.search import How, open_table
+    from pipeline.search import evaluation as use_case
+
+    if itself == (queries is not None) or (queries is None) != (qrels is None):
+        raise typer.BadParameter("give --queries and --qrels, or --self")
+    table = open_table(config, overrides)
+    way = use_case.way(against) if against else None
+    rival = table if way is not None or not against else open_table(config, overrides | {"table.name": against})
+    asked, judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else use_case.known_items(table)
+    given = {"mode": mode, "rerank": rerank, "exact": exact}
+    done = use_case.evaluate(table, asked, judged, How(**{name: value for name, value in given.items() if value}))  # type: ignore[typeddict-item]
+    result = done.flat()
+    lines = [_measures("", done)]
+    if against:
+        other = use_case.evaluate(rival, asked, judged, way or How())
+        compared = use_case.compare(done, other)
+        result |= {"against": {"what": against} | other.flat() | {"p": compared.p}}
+        lines += [_measures(f"{against}: ", other), "difference: " + _differences(compared)]
+    if per_query:
+        use_case.write_by_query(per_query, done)
+        lines.append(f"each query: {per_query}")
+    _print(result, as_json, "\n".join(lines))
+
+
+def _measures(what: str, done: Evaluation) -> str:
+    times = ", ".join(f"{name} {ms:.0f}" for name, ms in done.milliseconds.items())
+    return f"{what}{', '.join(f'{name} {value:.5f}' for name, value in done.means.items())}; {done.queries} queries; ms a search: {times}"
+
+
+def _differences(compared: Comparison) -> str:
+    told = (f"{name} {value:+.5f} (p {compared.p[name]:.3f})" for name, value in compared.differences.items())
+    return ", ".join(told)
+
+
+@app.command()
 def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Prove that the table is right; exit code 1 where a check fails.
 
@@ -270,15 +342,40 @@ def rollback(
 
 
 @app.command()
-def serve(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
-    """Keep the nightly schedule of the config alive, on a Prefect server of your own or one started here.
+def serve(
+    *,
+    search: Annotated[bool, typer.Option("--search", help="Answer searches over HTTP instead.")] = False,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback a token is wanted.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any.")] = 8000,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Keep the nightly schedule of the config alive, on a Prefect server of your own or one started here; or answer searches over HTTP.
 
-    Example: latent serve
+    Example: latent serve --search --port 8000
     """
-    import flows
-
     settings = load(config, overrides)
     _log(verbose=True)
+    if search:
+        _serve_searches(config, host, port, as_json=as_json)
+    else:
+        _serve_nightly(config, settings, as_json=as_json)
+
+
+def _serve_searches(config: Path, host: str, port: int, *, as_json: bool) -> None:
+    from pipeline import service
+    from pipeline.search import open_table
+
+    def ready(address: service.Address) -> None:
+        token = f"\ntoken: {address.token}" if address.token else ""
+        _print(address, as_json, f"searches: {address.url}/search, described at {address.url}/docs{token}")
+        sys.stdout.flush()
+
+    service.serve(open_table(config, overrides), host, port, ready)
+
+
+def _serve_nightly(config: Path, settings: Config, *, as_json: bool) -> None:
+    import flows
 
     def ready(served: flows.Served) -> None:
         _print(

@@ -17,8 +17,8 @@ from pipeline.cli import app
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-PURE = {"schema", "errors", "plan", "chunk"}
-EDGE = {"source", "model", "encode", "store", "engine"}
+PURE = {"schema", "errors", "plan", "chunk", "evaluate"}
+EDGE = {"source", "judgments", "model", "encode", "store", "engine"}
 HOMES = {
     "lance": {"store"},
     "lancedb": {"store"},

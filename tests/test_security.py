@@ -245,7 +245,7 @@ def test_a_mapping_finds_exactly_the_rows_of_its_values_and_nothing_is_read_as_s
 ) -> None:
     desk, documents = hostile
     table = open_table(desk.config_path)
-    vector = table.encode_query(words(1))
+    vector = table.encode_queries([words(1)])[0]
     columns = {"doc_id": "id", "tag": "tag", ODD: ODD, "n": "n"}
     value = st.one_of(st.sampled_from(values), nasty)
     one = st.dictionaries(st.sampled_from(["doc_id", "tag", ODD]), value | st.lists(value, max_size=12), min_size=1, max_size=2)

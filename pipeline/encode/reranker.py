@@ -27,14 +27,16 @@ class Reranker:
     """A loaded cross-encoder. Safe to share between threads, which wait for each other."""
 
     def __init__(self, model: LocalModel, *, device: str = "auto") -> None:
-        """`model` holds safetensors for sentence-transformers, or one ONNX file with its tokenizer. Raises ModelError where it does not load."""
+        """`model` holds safetensors for sentence-transformers, or one file of ONNX or OpenVINO with its tokenizer. Raises ModelError where it does not load."""
         quiet()
         self._lock = threading.Lock()
         try:
-            self._scored = _with_onnx(model) if _onnx(model) else _with_sentence_transformers(model, device)
+            self._scored = _with_openvino(model) if _graph(model) else _with_sentence_transformers(model, device)
             probe = self.scores("a", ["a", "b c"])
         except ImportError as error:
-            raise ModelError(f"model {model.name}: ONNX weights need OpenVINO: pip install 'latent[int8]'") from error
+            raise ModelError(
+                f"model {model.name}: weights of ONNX or OpenVINO need the extra int8: pip install 'latent[int8]'"
+            ) from error
         except Exception as error:  # each library has errors of its own
             raise ModelError(
                 f"model {model.name}: does not load as a cross-encoder: {one_line(str(error) or repr(error))}"
@@ -51,10 +53,10 @@ class Reranker:
         return scores
 
 
-def _onnx(model: LocalModel) -> Path | None:
-    """The ONNX file of a model without safetensors."""
+def _graph(model: LocalModel) -> Path | None:
+    """What OpenVINO runs of a model without safetensors."""
     folder = Path(model.folder)
-    return None if any(folder.glob("*.safetensors")) else next(iter(sorted(folder.rglob("*.onnx"))), None)
+    return None if any(folder.glob("*.safetensors")) else min([*folder.rglob("*.onnx"), *folder.rglob("*.xml")], default=None)
 
 
 def _with_sentence_transformers(model: LocalModel, device: str) -> Any:
@@ -71,8 +73,8 @@ def _with_sentence_transformers(model: LocalModel, device: str) -> Any:
     return lambda pairs: encoder.predict(pairs, batch_size=PAIRS, show_progress_bar=False) if pairs else []
 
 
-def _with_onnx(model: LocalModel) -> Any:
-    """Logits by OpenVINO, which reads ONNX files."""
+def _with_openvino(model: LocalModel) -> Any:
+    """Logits by OpenVINO, which reads ONNX too."""
     import openvino
     from tokenizers import Tokenizer
 
@@ -80,7 +82,7 @@ def _with_onnx(model: LocalModel) -> Any:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(min(model.max_tokens or LONGEST, LONGEST), strategy="only_second")
     tokenizer.enable_padding()
-    compiled = openvino.Core().compile_model(_onnx(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(_graph(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [name for given in compiled.inputs for name in given.get_names()]
 
     def scored(pairs: list[tuple[str, str]]) -> Scores:

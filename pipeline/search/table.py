@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from pipeline import model
 from pipeline.config import load
 from pipeline.encode import Encoder, Reranker
 from pipeline.errors import QueryError
+from pipeline.search.adapters import langchain_retriever, llama_index_retriever
 from pipeline.search.hit import Hit, hits, with_context
 from pipeline.search.ranking import diverse, first_of_each_document
 from pipeline.store import Condition, Reading
@@ -27,10 +29,14 @@ ASKED_AT_ONCE = 8  # queries of a batch
 DIVERSE_OF = 5  # times k rows, of which k unlike ones are chosen
 
 
+Mode = Literal["vector", "text", "hybrid"]
+MODES = get_args(Mode)
+
+
 class How(TypedDict, total=False):
     """The ways of searching; each may be left out."""
 
-    mode: Literal["vector", "text", "hybrid"]  # by meaning, by words (BM25), or both fused; left out: [search] mode
+    mode: Mode  # by meaning, by words (BM25), or both fused; left out: [search] mode
     rerank: bool  # order the best [search] candidates anew with the cross-encoder [search] reranker
     diversity: float  # 0 to 1: how much unlikeness to the hits before counts beside the score
     per_document: bool  # at most one hit a document
@@ -44,6 +50,12 @@ class Table:
     def __init__(self, at: Scene) -> None:
         self._at = at
         self._reading = Reading(at.store)
+        self._encoding = threading.Lock()
+
+    @property
+    def version(self) -> int:
+        """Of the table, the newest."""
+        return self._newest().version
 
     def search(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
         """The k passages that answer best, best first. `where` is applied before the search: a mapping of columns to a value, or to a list of values
@@ -74,10 +86,23 @@ class Table:
         self._checked(k, {})
         return hits(self._newest().by_vector(vector, k, where, exact=exact))
 
+    def as_retriever(self, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> Any:
+        """For LangChain: a retriever that searches so."""
+        return langchain_retriever(self, k, where, **how)
+
+    def as_llama_index_retriever(self, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> Any:
+        """For LlamaIndex: a retriever that searches so."""
+        return llama_index_retriever(self, k, where, **how)
+
+    def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Passages drawn at random: chunk_id, text, and `documents`, the ids of all that hold the same passage."""
+        return self._newest().sample(count, seed)
+
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """The queries' unit vectors (n, dim), the query prompt put before each."""
         prompt = self._at.config.model.query_prompt
-        vectors = self._encoder.encode([prompt + query for query in queries])
+        with self._encoding:
+            vectors = self._encoder.encode([prompt + query for query in queries])
         for query, vector in zip(queries, vectors, strict=True):
             if not np.isfinite(vector).all():
                 raise QueryError(f"the model has no vector for {query!r}: ask with other words")
@@ -98,7 +123,7 @@ class Table:
         if how.get("rerank") and not self._at.config.search.reranker:
             raise QueryError("rerank: no cross-encoder is set: name one with [search] reranker")
         mode = how.get("mode") or self._at.config.search.mode
-        if mode not in {"vector", "text", "hybrid"}:
+        if mode not in MODES:
             raise QueryError(f"mode = {mode!r}, wanted vector, text or hybrid")
         return How(**{**how, "mode": mode})
 

@@ -114,6 +114,18 @@ class Reading:
         with lance_errors(f"{self.store.label} cannot be read"):
             return query.limit(self.count).to_arrow().sort_by([("doc_id", "ascending"), ("chunk_index", "ascending")])
 
+    def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Rows drawn at random: chunk_id, text, and `documents`, the ids of all that hold the same passage."""
+        drawn = np.sort(np.random.default_rng(seed).choice(self.count, min(count, self.count), replace=False)).tolist()
+        with lance_errors(f"{self.store.label} cannot be read"):
+            rows = self._rows.take(drawn, columns=["chunk_id", "text", "chunk_hash"]).to_pylist()
+            alike = self._table.search().where(expression({"chunk_hash": list({row["chunk_hash"] for row in rows})}))
+            holders = alike.select(["chunk_hash", "doc_id"]).limit(self.count or 1).to_arrow()
+        documents: dict[str, list[str]] = {}
+        for known, doc_id in zip(holders["chunk_hash"].to_pylist(), holders["doc_id"].to_pylist(), strict=True):
+            documents.setdefault(known, []).append(doc_id)
+        return [row | {"documents": documents[row["chunk_hash"]]} for row in rows]
+
     def _looking(self, query: Any, where: Condition | None, *, exact: bool) -> Any:
         """The query with its filter, and how far it looks: exactly, or as far as was measured to hold the recall.
 

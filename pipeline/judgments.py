@@ -1,0 +1,88 @@
+"""Queries and judgments from files: Parquet, JSON lines, CSV, TSV, and TREC's four columns.
+
+Columns go by the names that collections use: BEIR (`_id`, `query-id`, `corpus-id`, `score`), TREC (`qid`, `docid`, `rel`) and plain ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from pipeline.errors import SourceError
+
+Queries = dict[str, str]  # query id → words
+Judgments = dict[str, dict[str, int]]  # query id → document id → how relevant, 0: not
+
+ID = ("id", "_id", "query_id", "query-id", "qid")
+TEXT = ("text", "query", "question")
+QUERY_ID = ("query_id", "query-id", "qid", "query")
+DOCUMENT_ID = ("doc_id", "corpus-id", "corpus_id", "doc-id", "docid", "document_id", "id")
+RELEVANCE = ("score", "relevance", "rel", "label", "judgment")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_queries(path: Path) -> Queries:
+    """Query ids and their words. Raises SourceError where a column is missing, or an id stands twice."""
+    table = _table(path)
+    ids, texts = (_column(path, table, names).cast(pa.string()).to_pylist() for names in (ID, TEXT))
+    queries = {name: text for name, text in zip(ids, texts, strict=True) if name and (text or "").strip()}
+    if len(queries) < len(ids):
+        raise SourceError(f"{path}: {len(ids) - len(queries)} of {len(ids)} queries are empty or have an id that stands twice")
+    return queries
+
+
+def read_judgments(path: Path) -> Judgments:
+    """How relevant which document is for which query. Raises SourceError where a column is missing or a relevance is no whole number."""
+    if path.suffix not in {".parquet", ".jsonl", ".json"} and (rows := _trec(path)):
+        names, documents, relevances = rows
+    else:
+        table = _table(path)
+        names, documents = (_column(path, table, given).cast(pa.string()).to_pylist() for given in (QUERY_ID, DOCUMENT_ID))
+        relevances = _column(path, table, RELEVANCE).to_pylist()
+    judgments: Judgments = {}
+    try:
+        for name, document, relevance in zip(names, documents, relevances, strict=True):
+            judgments.setdefault(name, {})[document] = int(relevance)
+    except (TypeError, ValueError):
+        raise SourceError(f"{path}: relevance {relevance!r:.40} of query {name}, wanted a whole number") from None
+    return judgments
+
+
+def _table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file")
+    try:
+        if path.suffix == ".parquet":
+            return pa.parquet.read_table(path)
+        if path.suffix in {".jsonl", ".json"}:
+            return pa.json.read_json(path)
+        if path.suffix in SEPARATORS:
+            return pa.csv.read_csv(
+                path, parse_options=pa.csv.ParseOptions(delimiter=SEPARATORS[path.suffix], newlines_in_values=True)
+            )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SourceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    raise SourceError(f"{path}: of unknown kind, wanted .parquet, .jsonl, .csv, .tsv, or judgments as TREC has them")
+
+
+def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+    for name in names:
+        if name in table.column_names:
+            return table[name]
+    raise SourceError(f"{path}: has columns {', '.join(table.column_names)}, wanted one of {', '.join(names)}")
+
+
+def _trec(path: Path) -> tuple[list[str], list[str], list[str]] | None:
+    """Query, document and relevance of a file of four columns, the second of which says nothing; None where it is none."""
+    try:
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not rows or any(len(row) != 4 for row in rows) or not rows[0][3].lstrip("-").isdigit():
+        return None
+    return [row[0] for row in rows], [row[2] for row in rows], [row[3] for row in rows]

@@ -1,0 +1,48 @@
+"""A table as a retriever of LangChain and of LlamaIndex, where these are installed. Passages carry their document, score and metadata columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
+from pipeline.search.hit import Hit
+from pipeline.store import Condition
+
+if TYPE_CHECKING:
+    from pipeline.search.table import How, Table
+
+
+def langchain_retriever(table: Table, k: int, where: Condition | None, **how: Unpack[How]) -> Any:
+    """A `langchain_core.retrievers.BaseRetriever`."""
+    from langchain_core.documents import Document
+    from langchain_core.retrievers import BaseRetriever
+
+    class Retriever(BaseRetriever):  # type: ignore[misc]
+        def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:  # noqa: ARG002  LangChain's
+            hits = table.search(query, k, where, **how)
+            return [Document(id=hit.chunk_id, page_content=_read(hit), metadata=_told(hit)) for hit in hits]
+
+    return Retriever()
+
+
+def llama_index_retriever(table: Table, k: int, where: Condition | None, **how: Unpack[How]) -> Any:
+    """A `llama_index.core.retrievers.BaseRetriever`."""
+    from llama_index.core.retrievers import BaseRetriever
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+
+    class Retriever(BaseRetriever):  # type: ignore[misc]
+        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+            hits = table.search(query_bundle.query_str, k, where, **how)
+            return [
+                NodeWithScore(node=TextNode(id_=hit.chunk_id, text=_read(hit), metadata=_told(hit)), score=hit.score)
+                for hit in hits
+            ]
+
+    return Retriever()
+
+
+def _read(hit: Hit) -> str:
+    return hit.before + hit.text + hit.after
+
+
+def _told(hit: Hit) -> dict[str, object]:
+    return {**hit.metadata, "doc_id": hit.doc_id, "score": hit.score}

@@ -1,0 +1,180 @@
+"""Search over HTTP: `latent serve --search`.
+
+    POST /search    {"query": "how do I parse a date", "k": 3, "mode": "hybrid"} → {"hits": […]}
+    GET  /healthz   which version of the table is served
+    GET  /metrics   for Prometheus
+    GET  /docs      every field, with a form to try it
+
+Each search is asked of the newest version there is; a commit, an index or a migration needs no restart. Beyond loopback a bearer token is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.errors import ConfigError, PipelineError, QueryError
+from pipeline.search import How, Table
+from pipeline.search.table import Mode
+
+TOKEN = "LATENT_SEARCH_TOKEN"  # noqa: S105  the variable's name
+MOST_K = 1000
+MOST_BYTES = 64 << 10  # of a request's body
+MOST_CHARS = 10_000  # of a query
+
+
+class Asked(BaseModel):
+    """A search."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(min_length=1, max_length=MOST_CHARS)
+    k: int = Field(10, ge=1, le=MOST_K)
+    where: str | dict[str, Any] | None = Field(
+        None, description="columns and the value, or list of values, they may have; or an SQL condition"
+    )
+    mode: Mode | None = Field(None, description="left out: [search] mode of the config")
+    rerank: bool = False
+    diversity: float = Field(0.0, ge=0, le=1)
+    per_document: bool = False
+    context: int = Field(0, ge=0, le=10)
+    exact: bool = False
+
+
+class Found(BaseModel):
+    """A hit; the table's metadata columns stand beside these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rank: int
+    doc_id: str
+    chunk_id: str
+    score: float
+    text: str
+    before: str = ""
+    after: str = ""
+
+
+class Answer(BaseModel):
+    """What was found, best first."""
+
+    hits: list[Found]
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the service listens, and the token it wants."""
+
+    url: str
+    token: str | None
+
+
+def service(table: Table, token: str | None = None) -> FastAPI:
+    """The app. With a token, all but /healthz want it."""
+    app = FastAPI(title="latent", summary="Search over a table of embeddings", docs_url="/docs", redoc_url=None)
+    app.add_middleware(_LimitedBody)
+    registry = CollectorRegistry()
+    answered = Counter("latent_searches", "Searches by mode and HTTP status", ["mode", "status"], registry=registry)
+    seconds = Histogram("latent_search_seconds", "Time of a search", ["mode"], registry=registry)
+    version = Gauge("latent_table_version", "Version of the table that is served", registry=registry)
+    version.set_function(lambda: table.version)
+    wanted = [Depends(_bearer(token))] if token else []
+
+    @app.post(
+        "/search", dependencies=wanted, responses={200: {"model": Answer}, 422: {"description": "The search cannot be answered"}}
+    )
+    def search(asked: Asked) -> Response:
+        """The passages that answer best."""
+        given = asked.model_dump(exclude={"query", "k", "where", "mode"}) | ({"mode": asked.mode} if asked.mode else {})
+        mode, started, status = asked.mode or "default", time.perf_counter(), 200
+        try:
+            hits = table.search(asked.query, asked.k, asked.where, **How(**given))  # type: ignore[typeddict-item]
+            return Response(json.dumps({"hits": [hit.flat() for hit in hits]}, default=str), media_type="application/json")
+        except PipelineError as error:
+            status = 422 if isinstance(error, QueryError) else 503
+            raise HTTPException(status, str(error)) from None
+        finally:
+            answered.labels(mode, status).inc()
+            seconds.labels(mode).observe(time.perf_counter() - started)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, object]:
+        """Whether searches are answered, and of which version."""
+        return {"ok": True, "table_version": table.version}
+
+    @app.get("/metrics", dependencies=wanted, include_in_schema=False)
+    def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def serve(table: Table, host: str, port: int, on_ready: Callable[[Address], None]) -> None:
+    """Answer until a signal; requests under way are finished. Port 0: any. Raises ConfigError where the address cannot be had."""
+    token = os.environ.get(TOKEN) or (None if _is_loopback(host) else secrets.token_urlsafe(32))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}: choose another --host or --port") from None
+        table.encode_queries(["warm up"])
+        listening.listen()
+        shown = f"[{host}]" if ":" in host else host
+        on_ready(Address(f"http://{shown}:{listening.getsockname()[1]}", token))
+        server = uvicorn.Server(uvicorn.Config(service(table, token), log_level="warning"))
+        with contextlib.suppress(KeyboardInterrupt):  # raised once more, after what was under way
+            server.run([listening])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bearer(token: str) -> Callable[..., None]:
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
+        if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
+            raise HTTPException(401, "a bearer token is wanted", {"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+class _LimitedBody:
+    """Refuses a body of more than MOST_BYTES, whether its length is announced or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MOST_BYTES:
+                raise HTTPException(413, f"a body of more than {MOST_BYTES} bytes")
+            return message
+
+        if scope["type"] == "http" and int(Request(scope).headers.get("content-length") or 0) > MOST_BYTES:
+            await Response(f"a body of more than {MOST_BYTES} bytes", 413)(scope, receive, send)
+        else:
+            await self._app(scope, counted if scope["type"] == "http" else receive, send)

@@ -1,0 +1,151 @@
+"""Search over HTTP, on a real server, with the table changing underneath."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import Desk, words
+
+from pipeline import open_table, run
+
+LATENT = Path(sys.executable).with_name("latent")
+
+
+@pytest.fixture(scope="module")
+def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    desk = desk_for(tmp_path_factory.mktemp("served"), metadata=["n"])
+    desk.write("a.jsonl", [{"id": f"d{i}", "n": i, "text": words(*range(i * 4, i * 4 + 10))} for i in range(5, 100)])
+    desk.embed()
+    run.maintain(desk.config)
+    return desk
+
+
+@contextmanager
+def serving(desk: Desk, *more: str, **environment: str) -> Iterator[httpx.Client]:
+    command = [LATENT, "serve", "--search", "--port", "0", "--json", *more]
+    with subprocess.Popen(command, cwd=desk.folder, stdout=subprocess.PIPE, text=True, env=os.environ | environment) as process:
+        ready = json.loads(process.stdout.readline())
+        url = ready["url"].replace("0.0.0.0", "127.0.0.1")
+        headers = {"Authorization": f"Bearer {ready['token']}"} if ready["token"] else {}
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+            yield client
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def client(desk: Desk) -> Iterator[httpx.Client]:
+    with serving(desk) as client:
+        yield client
+
+
+def test_an_answer_is_that_of_python(client: httpx.Client, desk: Desk) -> None:
+    asked = {
+        "query": words(101, 102),
+        "k": 4,
+        "where": {"n": list(range(5, 60))},
+        "mode": "hybrid",
+        "per_document": True,
+        "context": 1,
+    }
+    answer = client.post("/search", json=asked)
+    assert answer.status_code == 200
+    hits = open_table(desk.config_path).search(
+        words(101, 102), 4, {"n": list(range(5, 60))}, mode="hybrid", per_document=True, context=1
+    )
+    assert answer.json() == {"hits": [hit.flat() for hit in hits]}
+    assert client.post("/search", json={"query": words(101), "where": "n = 25", "k": 1}).json()["hits"][0]["n"] == 25
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "told"),
+    [
+        ({}, 422, "query"),
+        ({"query": "w1", "k": 100_000}, 422, "less than or equal to 1000"),
+        ({"query": "w1", "q": 3}, 422, "Extra inputs"),
+        ({"query": "  "}, 422, "the query is empty"),
+        ({"query": "w1", "where": "m = 1"}, 422, "No field named m; columns: "),
+        ({"query": "w1", "rerank": True}, 422, "no cross-encoder is set"),
+        ({"query": "w1" * 40_000}, 413, "a body of more than 65536 bytes"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_a_line(client: httpx.Client, asked: dict, status: int, told: str) -> None:
+    answer = client.post("/search", json=asked)
+    assert answer.status_code == status
+    assert told in answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_a_body_of_unannounced_length_is_limited_too(client: httpx.Client) -> None:
+    answer = client.post("/search", content=(b"x" * 10_000 for _ in range(20)), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_health_metrics_and_a_description(client: httpx.Client, desk: Desk) -> None:
+    client.post("/search", json={"query": words(101), "mode": "text"})
+    assert client.get("/healthz").json() == {"ok": True, "table_version": open_table(desk.config_path).version}
+    metrics = client.get("/metrics").text
+    assert 'latent_searches_total{mode="text",status="200"}' in metrics
+    assert f"latent_table_version {float(open_table(desk.config_path).version)}" in metrics
+    assert "latent_search_seconds_bucket" in metrics
+    described = client.get("/openapi.json").json()
+    assert described["components"]["schemas"]["Asked"]["properties"]["k"]["maximum"] == 1000
+    assert client.get("/docs").status_code == 200
+
+
+def test_beyond_loopback_a_token_is_wanted(desk: Desk) -> None:
+    with serving(desk, "--host", "0.0.0.0") as client:
+        assert client.post("/search", json={"query": words(101)}).status_code == 200
+        for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}):
+            for path in ("/search", "/metrics"):
+                answer = client.request("POST" if path == "/search" else "GET", path, json={"query": "w1"}, headers=headers)
+                assert answer.status_code == 401, path
+        assert client.get("/healthz", headers={"Authorization": ""}).status_code == 200
+    with serving(desk, LATENT_SEARCH_TOKEN="chosen") as client:
+        assert client.headers["Authorization"] == "Bearer chosen"
+        assert client.post("/search", json={"query": words(101)}).status_code == 200
+
+
+def test_a_port_that_is_taken_is_one_line(desk: Desk, client: httpx.Client) -> None:
+    port = str(client.base_url.port)
+    done = subprocess.run(
+        [LATENT, "serve", "--search", "--port", port], cwd=desk.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_no_request_fails_while_the_table_is_rewritten_and_each_sees_whole_documents(desk: Desk, client: httpx.Client) -> None:
+    stop, answers = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(client.post("/search", json={"query": words(101, 102), "k": 30, "mode": "hybrid"}))
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    versions = set()
+    for turn in range(8):
+        desk.write("b.jsonl", [{"id": "turning", "n": -turn, "text": words(*range(101, 131))}])
+        desk.embed()
+        run.maintain(desk.config)
+        versions.add(client.get("/healthz").json()["table_version"])
+    stop.set()
+    for asker in askers:
+        asker.join()
+    assert len(versions) == 8
+    assert {answer.status_code for answer in answers} == {200}
+    for answer in answers:
+        turning = [hit["n"] for hit in answer.json()["hits"] if hit["doc_id"] == "turning"]
+        assert len(set(turning)) <= 1  # never of two states at once
