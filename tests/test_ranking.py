@@ -119,17 +119,17 @@ def test_the_cross_encoder_orders_the_candidates(table: Table, cross_encoder: Pa
     assert found[0].text == candidates[int(scores.argmax())]
 
 
-def test_a_cross_encoder_of_openvino_scores_as_that_of_torch(cross_encoder: Path, tmp_path: Path) -> None:
-    import openvino
+def test_a_cross_encoder_of_onnx_scores_as_that_of_torch(cross_encoder: Path, tmp_path: Path) -> None:
     import torch
     from transformers import BertForSequenceClassification
 
     folder = tmp_path / "graph"
     shutil.copytree(cross_encoder, folder)
     bert = BertForSequenceClassification.from_pretrained(folder).eval()
-    names = ("input_ids", "attention_mask", "token_type_ids")
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    free = {name: {0: "pair", 1: "token"} for name in names}
     example = {name: torch.ones((2, 8), dtype=torch.long) for name in names}
-    openvino.save_model(openvino.convert_model(bert, example_input=example), folder / "model.xml", compress_to_fp16=False)
+    torch.onnx.export(bert, (), folder / "model.onnx", kwargs=example, input_names=names, dynamic_axes=free, dynamo=False)
     (folder / "model.safetensors").unlink()
     passages = [words(i, i + 1) * (1 + i % 9) for i in range(70)]  # of several lengths, more than a batch
     by_torch = Reranker(model.resolve_reranker(str(cross_encoder)), device="cpu").scores("w1", passages)

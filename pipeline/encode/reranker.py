@@ -17,7 +17,7 @@ from pipeline.encode.encoder import best_device, quiet
 from pipeline.errors import ModelError, one_line
 from pipeline.schema import LocalModel
 
-PAIRS = 32  # that go through the model together
+PAIRS, PAIRS_ON_CPU = 32, 4  # that go through the model together; on a CPU few of like length, as little of them is padding
 LONGEST = 512  # tokens of a pair, where the model does not say
 
 Scores = npt.NDArray[np.float64]
@@ -27,16 +27,14 @@ class Reranker:
     """A loaded cross-encoder. Safe to share between threads, which wait for each other."""
 
     def __init__(self, model: LocalModel, *, device: str = "auto") -> None:
-        """`model` holds safetensors for sentence-transformers, or one file of ONNX or OpenVINO with its tokenizer. Raises ModelError where it does not load."""
+        """`model` holds safetensors for sentence-transformers, or an ONNX file with its tokenizer. Raises ModelError where it does not load."""
         quiet()
         self._lock = threading.Lock()
         try:
-            self._scored = _with_openvino(model) if _graph(model) else _with_sentence_transformers(model, device)
+            self._scored = _with_onnx(model) if _onnx(model) else _with_sentence_transformers(model, device)
             probe = self.scores("a", ["a", "b c"])
         except ImportError as error:
-            raise ModelError(
-                f"model {model.name}: weights of ONNX or OpenVINO need the extra int8: pip install 'latent[int8]'"
-            ) from error
+            raise ModelError(f"model {model.name}: ONNX weights need ONNX Runtime: pip install 'latent[onnx]'") from error
         except Exception as error:  # each library has errors of its own
             raise ModelError(
                 f"model {model.name}: does not load as a cross-encoder: {one_line(str(error) or repr(error))}"
@@ -53,47 +51,48 @@ class Reranker:
         return scores
 
 
-def _graph(model: LocalModel) -> Path | None:
-    """What OpenVINO runs of a model without safetensors."""
+def _onnx(model: LocalModel) -> Path | None:
+    """The ONNX file of a model without safetensors."""
     folder = Path(model.folder)
-    return None if any(folder.glob("*.safetensors")) else min([*folder.rglob("*.onnx"), *folder.rglob("*.xml")], default=None)
+    return None if any(folder.glob("*.safetensors")) else min(folder.rglob("*.onnx"), default=None)
 
 
 def _with_sentence_transformers(model: LocalModel, device: str) -> Any:
     from sentence_transformers import CrossEncoder
 
+    chosen = best_device(device)
     encoder = CrossEncoder(
         model.folder,
-        device=best_device(device),
+        device=chosen,
         local_files_only=True,
         trust_remote_code=False,
         max_length=model.max_tokens,
         model_kwargs={"use_safetensors": True},
     )
-    return lambda pairs: encoder.predict(pairs, batch_size=PAIRS, show_progress_bar=False) if pairs else []
+    together = PAIRS_ON_CPU if chosen == "cpu" else PAIRS
+    return lambda pairs: encoder.predict(pairs, batch_size=together, show_progress_bar=False) if pairs else []
 
 
-def _with_openvino(model: LocalModel) -> Any:
-    """Logits by OpenVINO, which reads ONNX too."""
-    import openvino
+def _with_onnx(model: LocalModel) -> Any:
+    """Logits by ONNX Runtime."""
+    import onnxruntime
     from tokenizers import Tokenizer
 
-    folder = Path(model.folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(Path(model.folder) / "tokenizer.json"))
     tokenizer.enable_truncation(min(model.max_tokens or LONGEST, LONGEST), strategy="only_second")
     tokenizer.enable_padding()
-    compiled = openvino.Core().compile_model(_graph(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    names = [name for given in compiled.inputs for name in given.get_names()]
+    session = onnxruntime.InferenceSession(_onnx(model), providers=["CPUExecutionProvider"])
+    features = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    wanted = {given.name: features[given.name] for given in session.get_inputs()}
 
     def scored(pairs: list[tuple[str, str]]) -> Scores:
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))  # alike in length: little padding
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))
         logits = np.empty(len(pairs))
-        for start in range(0, len(pairs), PAIRS):
-            batch = order[start : start + PAIRS]
+        for start in range(0, len(pairs), PAIRS_ON_CPU):
+            batch = order[start : start + PAIRS_ON_CPU]
             encoded = tokenizer.encode_batch([pairs[i] for i in batch])
-            features = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-            given = {name: np.array([getattr(e, features[name]) for e in encoded], np.int64) for name in names}
-            logits[batch] = compiled(given)[0].reshape(len(batch), -1)[:, 0]
+            given = {name: np.array([getattr(e, field) for e in encoded], np.int64) for name, field in wanted.items()}
+            logits[batch] = session.run(None, given)[0].reshape(len(batch), -1)[:, 0]
         return logits
 
     return scored

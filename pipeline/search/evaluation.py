@@ -63,14 +63,25 @@ def evaluate(table: Table, queries: Queries, judgments: Judgments, how: How) -> 
         raise QueryError(f"none of {len(queries)} queries is judged: ids such as {some} do not meet")
     names = list(judged)
     found: dict[str, dict[str, float]] = {}
-    by_document = How(**how)
-    by_document["per_document"] = True
     for start in range(0, len(names), ASKED_AT_ONCE):
         some_names = names[start : start + ASKED_AT_ONCE]
-        answers = table.search_batch([queries[name] for name in some_names], DEPTH, **by_document)
-        found |= {name: {hit.doc_id: hit.score for hit in hits} for name, hits in zip(some_names, answers, strict=True)}
+        answers = _documents(table, [queries[name] for name in some_names], how)
+        found |= dict(zip(some_names, answers, strict=True))
     scores = score(judged, found)
     return Evaluation(means(scores), len(judged), _timed(lambda name: table.search(queries[name], TIMED_K, **how), names), scores)
+
+
+def _documents(table: Table, queries: list[str], how: How) -> list[dict[str, float]]:
+    """For each query the best documents and their scores. Behind those that are reranked the others follow in their order."""
+    plain, anew = How(**how), How(**how)
+    plain["per_document"] = anew["per_document"] = True
+    plain["rerank"] = False
+    answers = [{hit.doc_id: hit.score for hit in hits} for hits in table.search_batch(queries, DEPTH, **plain)]
+    if not how.get("rerank"):
+        return answers
+    first = table.search_batch(queries, min(table.candidates, DEPTH), **anew)
+    orders = [dict.fromkeys([hit.doc_id for hit in hits] + list(answer)) for hits, answer in zip(first, answers, strict=True)]
+    return [{document: -float(place) for place, document in enumerate(order)} for order in orders]
 
 
 def compare(one: Evaluation, other: Evaluation) -> Comparison:

@@ -57,6 +57,11 @@ class Table:
         """Of the table, the newest."""
         return self._newest().version
 
+    @property
+    def candidates(self) -> int:
+        """How many passages are reranked."""
+        return self._at.config.search.candidates
+
     def search(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
         """The k passages that answer best, best first. `where` is applied before the search: a mapping of columns to a value, or to a list of values
         that will do, which never become SQL; or a string, which is SQL: put nothing into it that you would not run.

@@ -38,6 +38,12 @@ from pipeline.store.tables import (
 
 KEEP = dt.timedelta(days=14)
 FOREIGN = "by another program"
+SAID = {
+    "CreateIndex": "indexed",
+    "Rewrite": "fragments merged",
+    "UpdateConfig": "search settings",
+    "BaseOperation": "merge prepared",
+}
 LOOKED_BACK = 1000  # versions that `verify` reads
 
 
@@ -183,7 +189,7 @@ def _version(table: LanceDataset, version: int) -> Version:
     kind = type(transaction.operation).__name__
     ours = any(key.startswith("latent.") for key in properties)
     foreign = isinstance(transaction.operation, CHANGES_ROWS) and not ours
-    what = properties.get(MESSAGE) or ("created" if ours else f"{kind} {FOREIGN}" if foreign else kind)
+    what = properties.get(MESSAGE) or ("created" if ours else f"{kind} {FOREIGN}" if foreign else SAID.get(kind, kind))
     return Version(version, _made_at(table, version), properties.get("latent.run"), what)
 
 
