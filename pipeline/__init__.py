@@ -21,6 +21,7 @@ checkpoint, and to resume is to plan again.
            worker    what one worker does with a shard
            ledger    receipts -> commits, and the counts of a run
            run       the use-cases: plan, embed, maintain, rollback
+           migrate   another model, without a pause
            verify    proof that the table is right
            status    where the table stands: versions, runs
            search    retrieval, and its evaluation

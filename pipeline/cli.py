@@ -290,6 +290,52 @@ def _differences(compared: Comparison) -> str:
 
 
 @app.command()
+def migrate(
+    *,
+    model: Annotated[str, typer.Option("--model", help="Hub id, local folder, or folder inside an installed package.")],
+    revision: Annotated[str, typer.Option("--revision", help="Hub revision; empty: the newest.")] = "",
+    query_prompt: Annotated[str, typer.Option("--query-prompt", help="Put before queries.")] = "",
+    document_prompt: Annotated[str, typer.Option("--document-prompt", help="Put before documents.")] = "",
+    queries: Annotated[Path | None, typer.Option("--queries", help="Queries to compare with, as in 'latent evaluate'.")] = None,
+    qrels: Annotated[Path | None, typer.Option("--qrels", help="Their judgments. Without both: the table's own sentences.")] = None,
+    if_better: Annotated[bool, typer.Option("--if-better", help="Switch where nDCG@10 is better.")] = False,
+    switch: Annotated[bool, typer.Option("--switch", help="Switch whatever comes of the comparison.")] = False,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Move the table to another model while it is searched and kept up to date: embed beside it, compare, switch in one version.
+
+    Example: latent migrate --model BAAI/bge-small-en-v1.5 --if-better
+    """
+    from pipeline import migrate as use_case
+    from pipeline.judgments import read_judgments, read_queries
+
+    if (queries is None) != (qrels is None):
+        raise typer.BadParameter("give --queries and --qrels, or neither")
+    judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
+    settings = load(config, overrides)
+    _log(verbose=False)
+    successor = {
+        "name": model,
+        "revision": revision,
+        "sha256": "",
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
+    }
+    with _progress() as on_progress:
+        done = use_case.migrate(settings, successor, on_progress, judged=judged, if_better=if_better, switch=switch)
+    lines = [
+        _measures(f"{done.before_model}: ", done.before),
+        _measures(f"{done.model}: ", done.after),
+        "difference: " + _differences(done.compared),
+        f"switched: version {done.table_version}; 'latent rollback {done.former_version}' goes back; set [model] name = {json.dumps(done.model)}"
+        if done.table_version
+        else f"not switched: {done.table} is ready; the same command with --switch switches",
+    ]
+    _print(done.flat(), as_json, "\n".join(lines))
+
+
+@app.command()
 def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Prove that the table is right; exit code 1 where a check fails.
 

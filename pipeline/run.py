@@ -74,8 +74,9 @@ def embed(
     if outlook.plan.shards and at.spec.precision == "int8":  # before there is a table: a model may take no 8 bits
         log.warning("precision int8: %s", loss_of(at.model))
     with store.sole_writer(at.store, run_id) as lease:
-        store.create(at.store, at.spec, outlook.metadata)
-        scene(config)  # another run may have made the table first, with another spec
+        asking = store.Asking(at.config.model.revision, at.config.model.query_prompt)
+        store.create(at.store, at.spec, outlook.metadata, asking)
+        at = scene(config)  # another run may have made the table first, or migrated it
         if _moved_on(at, outlook):
             outlook = look()
         ledger = Ledger(at, outlook, lease, started)
@@ -146,10 +147,15 @@ def maintain(config: Config) -> Maintained:
     place.opened()
     with store.sole_writer(place, new_run_id()) as lease:
         orphans = store.leftovers(place)
-        index = config.index
-        words = Words(index.language, index.stem, index.stop_words) if index.full_text else None
-        tuning = store.update_indexes(place, index.recall, words)
+        tuning = update_indexes(config)
         return Maintained(tuning, *store.clean_up(place, lease, orphans))
+
+
+def update_indexes(config: Config) -> Tuning | None:
+    """Indexes and compaction, as the config wants them. Under the lease."""
+    index = config.index
+    words = Words(index.language, index.stem, index.stop_words) if index.full_text else None
+    return store.update_indexes(store_of(config), index.recall, words)
 
 
 @dataclass(frozen=True)

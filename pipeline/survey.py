@@ -65,15 +65,52 @@ def store_of(config: Config) -> Store:
 
 def scene(config: Config) -> Scene:
     """The config resolved, and its spec compared with the table's. Raises ModelError, SpecMismatch."""
-    at = resolved(config)
+    at = followed(config)
     held = store.spec_of(at.store)
-    if held is not None and replace(held, model=at.spec.model) != at.spec:  # the digest names the model, its label may change
+    if held is not None and not same_vectors(held, at.spec):
         differences = "; ".join(held.differences(at.spec))
         raise SpecMismatch(
             f"{at.store.label} holds vectors of {held}, config asks for {at.spec} ({differences}): "
-            "set the config back, or set [table] name to a new table"
+            "set the config back, move the table with 'latent migrate', or set [table] name to a new table"
         )
     return at
+
+
+def followed(config: Config) -> Scene:
+    """The config resolved; where the table was migrated away from what it asks for, with the table's settings: jobs and searches go on while
+    the config is not yet changed. Raises ModelError.
+    """
+    at = resolved(config)
+    held = store.spec_of(at.store)
+    if held is None or same_vectors(held, at.spec):
+        return at
+    if not any(same_vectors(former, at.spec) for former in store.former_specs(at.store.opened())):
+        return at
+    log.warning("the table was migrated from %s to %s: set [model] name = %r", at.spec.model, held.model, held.model)
+    return resolved(adopted(config, held, store.asking_of(at.store)))
+
+
+def same_vectors(one: Spec, other: Spec) -> bool:
+    """Whether both make the same vectors: a model is known by its digest, its name may change."""
+    return replace(one, model=other.model) == other
+
+
+def adopted(config: Config, spec: Spec, asking: store.Asking) -> Config:
+    """The config with the settings that lead to a spec. What it trusts, it trusts as before."""
+    given = {
+        "name": spec.model,
+        "revision": asking.revision,
+        "sha256": "",
+        "precision": spec.precision,
+        "query_prompt": asking.query_prompt,
+        "document_prompt": spec.document_prompt,
+    }
+    sections = {
+        "model": config.model.model_copy(update=given),
+        "chunk": config.chunk.model_copy(update={"tokens": spec.chunk_tokens, "overlap": spec.overlap}),
+        "table": config.table.model_copy(update={"vector": spec.vector}),
+    }
+    return config.model_copy(update=sections)
 
 
 def resolved(config: Config) -> Scene:

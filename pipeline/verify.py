@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError, StoreError
 from pipeline.plan import DUPLICATE
 from pipeline.schema import Spec, digest
 from pipeline.store import State
-from pipeline.survey import Scene, resolved
+from pipeline.survey import Scene, followed
 
 UNIT_WITHIN = {"float32": 1e-4, "float16": 2e-3}  # how far from 1 a stored vector's length may be
 SAMPLE = 32  # rows encoded afresh, and looked for in the full-text index
@@ -55,7 +55,7 @@ class _Subject:
 
 def verify(config: Config) -> list[Check]:
     """All checks of the table, each made even if another fails; those of its rows only where they can be read."""
-    at = resolved(config)
+    at = followed(config)
     spec = store.spec_of(at.store)
     if spec is None:
         at.store.opened()

@@ -33,7 +33,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small_model(tmp_path_factory.mktemp("model"))
 
 
-def save_small_model(folder: Path, dim: int = 16) -> Path:
+def save_small_model(folder: Path, dim: int = 16, seed: int = 1) -> Path:
     """A real sentence-transformers model that loads in milliseconds: so many random numbers a word."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
@@ -43,7 +43,7 @@ def save_small_model(folder: Path, dim: int = 16) -> Path:
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = np.random.default_rng(1).standard_normal((len(words), dim)).astype(np.float32)
+    weights = np.random.default_rng(seed).standard_normal((len(words), dim)).astype(np.float32)
     weights[words.index("w13")] = np.nan  # a word that no vector comes of
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]).save(str(folder))
     return folder

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, get_args
@@ -15,15 +17,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import model
-from pipeline.config import load
+from pipeline.config import Config, load
 from pipeline.encode import Encoder, Reranker
-from pipeline.errors import QueryError
+from pipeline.errors import PipelineError, QueryError
 from pipeline.search.adapters import langchain_retriever, llama_index_retriever
 from pipeline.search.hit import Hit, hits, with_context
 from pipeline.search.ranking import diverse, first_of_each_document
 from pipeline.store import Condition, Reading
-from pipeline.survey import Scene, scene
+from pipeline.survey import Scene, same_vectors, scene
 
+log = logging.getLogger("pipeline")
 MOST_HITS = 10_000
 ASKED_AT_ONCE = 8  # queries of a batch
 DIVERSE_OF = 5  # times k rows, of which k unlike ones are chosen
@@ -44,23 +47,50 @@ class How(TypedDict, total=False):
     exact: bool  # pass by the vector index
 
 
-class Table:
-    """A table to search. Models are loaded at the first query that needs them and kept; each search sees the newest version."""
+@dataclass
+class _View:
+    """One version of the table, and the models that go with it."""
 
-    def __init__(self, at: Scene) -> None:
-        self._at = at
-        self._reading = Reading(at.store)
+    at: Scene
+    reading: Reading
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        settings = self.at.config.model
+        return Encoder(self.at.model, device=settings.device, precision=settings.precision)
+
+
+def _view(config: Config) -> _View:
+    """The newest version with the model that made its vectors, even if it is migrated at this moment."""
+    while True:
+        at = scene(config)
+        reading = Reading(at.store)
+        if same_vectors(reading.spec, at.spec):
+            return _View(at, reading)
+
+
+class Table:
+    """A table to search. Models are loaded at the first query that needs them and kept; each search sees the newest version.
+
+    Where the table is migrated to another model meanwhile, searches stay on the last version before until that model is loaded and the table indexed.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._view = _view(config)
         self._encoding = threading.Lock()
+        self._moving: Future[None] | None = None
+        self._mover = ThreadPoolExecutor(1, thread_name_prefix="migration")
 
     @property
     def version(self) -> int:
-        """Of the table, the newest."""
-        return self._newest().version
+        """Of the table, as searches see it now."""
+        return self._newest().reading.version
 
     @property
     def candidates(self) -> int:
         """How many passages are reranked."""
-        return self._at.config.search.candidates
+        return self._config.search.candidates
 
     def search(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
         """The k passages that answer best, best first. `where` is applied before the search: a mapping of columns to a value, or to a list of values
@@ -81,15 +111,16 @@ class Table:
         if any(not query.strip() for query in queries):
             raise QueryError("the query is empty: give it a few words")
         asked = self._checked(k, how)
-        reading = self._newest()
-        vectors = self.encode_queries(queries) if asked["mode"] != "text" else [None] * len(queries)
+        view = self._newest()
+        reading = view.reading
+        vectors = self._encoded(view, queries) if asked["mode"] != "text" else [None] * len(queries)
         with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(queries)) or 1) as pool:
             return list(pool.map(lambda query, vector: self._answer(reading, query, vector, k, where, asked), queries, vectors))
 
     def nearest(self, vector: np.ndarray, k: int = 10, where: Condition | None = None, *, exact: bool = False) -> list[Hit]:
         """As `search`, for a vector (dim,)."""
         self._checked(k, {})
-        return hits(self._newest().by_vector(vector, k, where, exact=exact))
+        return hits(self._newest().reading.by_vector(vector, k, where, exact=exact))
 
     def as_retriever(self, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> Any:
         """For LangChain: a retriever that searches so."""
@@ -101,21 +132,46 @@ class Table:
 
     def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
         """Passages drawn at random: chunk_id, text, and `documents`, the ids of all that hold the same passage."""
-        return self._newest().sample(count, seed)
+        return self._newest().reading.sample(count, seed)
 
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """The queries' unit vectors (n, dim), the query prompt put before each."""
-        prompt = self._at.config.model.query_prompt
+        return self._encoded(self._newest(), queries)
+
+    def _encoded(self, view: _View, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        prompt = view.at.config.model.query_prompt
         with self._encoding:
-            vectors = self._encoder.encode([prompt + query for query in queries])
+            vectors = view.encoder.encode([prompt + query for query in queries])
         for query, vector in zip(queries, vectors, strict=True):
             if not np.isfinite(vector).all():
                 raise QueryError(f"the model has no vector for {query!r}: ask with other words")
         return vectors
 
-    def _newest(self) -> Reading:
-        self._reading = self._reading.newest()
-        return self._reading
+    def _newest(self) -> _View:
+        """The newest version that can be searched now."""
+        view = self._view
+        newest = view.reading.newest()
+        if newest is view.reading:
+            return view
+        if newest.spec == view.reading.spec:
+            moved = _View(view.at, newest)
+            if "encoder" in vars(view):
+                moved.encoder = view.encoder
+            self._view = moved
+            return moved
+        if self._moving is None or self._moving.done():
+            self._moving = self._mover.submit(self._move)
+        return self._view
+
+    def _move(self) -> None:
+        """Load the model of a migrated table, and search that from then on. What fails is tried again by the next search."""
+        try:
+            view = _view(self._config)
+            if view.reading.settled:
+                view.encoder.encode(["warm up"])
+                self._view = view
+        except PipelineError as error:
+            log.warning("searches stay on version %d: %s", self._view.reading.version, error)
 
     def _checked(self, k: int, how: How) -> How:
         """The ways of searching with the config's defaults. Raises QueryError for what is out of range."""
@@ -125,9 +181,9 @@ class Table:
             raise QueryError(f"diversity = {how['diversity']}, wanted 0 (by score alone) to 1")
         if how.get("context", 0) < 0:
             raise QueryError(f"context = {how['context']}, wanted 0 or more passages")
-        if how.get("rerank") and not self._at.config.search.reranker:
+        if how.get("rerank") and not self._config.search.reranker:
             raise QueryError("rerank: no cross-encoder is set: name one with [search] reranker")
-        mode = how.get("mode") or self._at.config.search.mode
+        mode = how.get("mode") or self._config.search.mode
         if mode not in MODES:
             raise QueryError(f"mode = {mode!r}, wanted vector, text or hybrid")
         return How(**{**how, "mode": mode})
@@ -135,7 +191,7 @@ class Table:
     def _answer(  # noqa: PLR0917
         self, reading: Reading, query: str, vector: np.ndarray | None, k: int, where: Condition | None, how: How
     ) -> list[Hit]:
-        settings = self._at.config.search
+        settings = self._config.search
         depth = max(k, settings.candidates) if how.get("rerank") else k
         if how.get("diversity"):
             depth = max(depth, DIVERSE_OF * k)
@@ -171,17 +227,12 @@ class Table:
             asked *= 4
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        settings = self._at.config.model
-        return Encoder(self._at.model, device=settings.device, precision=settings.precision)
-
-    @cached_property
     def _reranker(self) -> Reranker:
-        return Reranker(model.resolve_reranker(self._at.config.search.reranker), device=self._at.config.model.device)
+        return Reranker(model.resolve_reranker(self._config.search.reranker), device=self._config.model.device)
 
 
 def open_table(config: str | Path = "config.toml", overrides: Mapping[str, Any] | None = None) -> Table:
     """The table that a config names, ready to search. Raises StoreError where there is none yet, SpecMismatch where the config
     asks for another model than made its vectors.
     """
-    return Table(scene(load(config, overrides)))
+    return Table(load(config, overrides))

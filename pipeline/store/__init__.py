@@ -20,15 +20,18 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before it is imported: it warns of empty parts of indexes and the like
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
-from pipeline.store.history import Version, clean_up, foreign_changes, leftovers, restore, sole_writer, versions
+from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
 from pipeline.store.reading import Condition, Reading, Tuning, read_tuning
 from pipeline.store.tables import (
+    Asking,
     Side,
     State,
     Store,
+    asking_of,
     create,
+    former_specs,
     lance_errors,
     metadata_fields,
     read_runs,
@@ -39,6 +42,7 @@ from pipeline.store.tables import (
 )
 
 __all__ = [
+    "Asking",
     "Change",
     "Commit",
     "Condition",
@@ -51,10 +55,13 @@ __all__ = [
     "Tuning",
     "Version",
     "Words",
+    "asking_of",
     "clean_up",
     "commit",
     "create",
+    "drop",
     "foreign_changes",
+    "former_specs",
     "indexes",
     "lance_errors",
     "leftovers",
@@ -67,6 +74,7 @@ __all__ = [
     "sole_writer",
     "spec_of",
     "state_of",
+    "switch",
     "update_indexes",
     "vectors_of",
     "versions",

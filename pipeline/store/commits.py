@@ -59,8 +59,10 @@ def write_fragments(store: Store, rows: pa.Table) -> tuple[str, ...]:
     return tuple(json.dumps(f.to_json()) for f in written(store, rows, rows.num_rows))
 
 
-def written(store: Store, rows: pa.Table | pa.RecordBatchReader, count: int) -> list[FragmentMetadata]:
-    """Fragments of so many rows.
+def written(
+    store: Store, rows: pa.Table | pa.RecordBatchReader, count: int, schema: pa.Schema | None = None
+) -> list[FragmentMetadata]:
+    """Fragments of so many rows, of the table's schema, or of another that the table is to have.
 
     Raises StoreError where fewer rows arrive than were given (a half-read reader retried inside the writer, lance-ray#5290).
     """
@@ -68,8 +70,9 @@ def written(store: Store, rows: pa.Table | pa.RecordBatchReader, count: int) -> 
     with lance_errors(f"{store.label}: a fragment cannot be written"):
         fragments: list[FragmentMetadata] = lance.fragment.write_fragments(
             rows,
-            table,
-            schema=table.schema,
+            store.path() if schema else table,
+            schema=schema or table.schema,
+            mode="overwrite" if schema else "append",  # says what the commit will be; nothing is overwritten here
             max_rows_per_file=ROWS_PER_FRAGMENT,
             enable_stable_row_ids=True,
             storage_options=store.options,

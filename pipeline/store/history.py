@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 
 import pyarrow as pa
@@ -18,14 +19,19 @@ from lance import LanceDataset, LanceOperation
 from lance.file import LanceFileSession
 
 from pipeline.errors import StoreError
+from pipeline.schema import Spec
 from pipeline.store.commits import ATTEMPTS, CHANGES_ROWS, MESSAGE, PAUSE_S, make_version, written
 from pipeline.store.lease import Lease
+from pipeline.store.reading import TUNING_KEY
 from pipeline.store.tables import (
+    FORMER_KEY,
     NAMED,
     SIDES,
+    SPEC_KEY,
     Side,
     Store,
     create_runs,
+    former_specs,
     lance_errors,
     named,
     naming,
@@ -105,12 +111,50 @@ def restore(store: Store, lease: Lease, version: int, message: str) -> int:
         raise StoreError(f"{store.label} has no version {version}: 'latent status' lists those that are kept")
     table = store.opened()
     operation, properties = _way_back(store, table, past), _properties(store, lease, past, message)
+    return _made(store, lease, table, operation, properties)
+
+
+def switch(store: Store, lease: Lease, successor: Store, message: str) -> int:
+    """Make the table what another one is, spec, file states and quarantine included, in one version; returns it. Rows are copied.
+
+    What it was stays as a version to go back to. Raises StoreError, TableBusy where the lease is lost; nothing is changed then.
+    """
+    table, new = store.opened(), successor.opened()
+    former = [*former_specs(table), Spec.from_json(table.schema.metadata[SPEC_KEY].decode())]
+    told = new.schema.metadata | {FORMER_KEY: json.dumps([asdict(spec) for spec in former]).encode()}
+    schema = new.schema.with_metadata(told)
+    count = new.count_rows()
+    operation = LanceOperation.Overwrite(schema, written(store, new.scanner().to_reader(), count, schema))
+    sides = {side: write_side(store, side, read_side(successor, side, named(new))) for side in NAMED}
+    write_runs(store, read_runs(successor))
+    properties = naming(sides) | {"latent.run": lease.run_id, "latent.rows": str(count), MESSAGE: message}
+    return _made(store, lease, table, operation, properties)
+
+
+def drop(store: Store) -> None:
+    """Remove a table and those beside it, files and all."""
+    import lancedb
+
+    with lance_errors(f"{store.label} cannot be removed"):
+        connection = lancedb.connect(store.uri, storage_options=store.options)
+        for side in (None, *SIDES):
+            if store.open(side) is not None:
+                connection.drop_table(store.path(side).rpartition("/")[2].removesuffix(".lance"))
+
+
+def _made(
+    store: Store, lease: Lease, table: LanceDataset, operation: LanceOperation.BaseOperation, properties: dict[str, str]
+) -> int:
+    """The version, once. An Overwrite leaves no index, and what was measured of the old ones goes with them."""
     lease.check()
     try:
-        return make_version(store, table, operation, properties)
+        version = make_version(store, table, operation, properties)
     except StoreError:
         lease.check()
         raise
+    if isinstance(operation, LanceOperation.Overwrite):
+        store.opened().update_metadata({TUNING_KEY: None})
+    return version
 
 
 def versions(store: Store, count: int) -> list[Version]:
@@ -166,8 +210,13 @@ def _properties(store: Store, lease: Lease, at: LanceDataset, message: str) -> d
     return naming(names) | {"latent.run": lease.run_id, "latent.rows": str(at.count_rows()), MESSAGE: message}
 
 
-def _way_back(store: Store, table: LanceDataset, past: LanceDataset) -> LanceOperation.Update:
-    """Fragments that are other ones now go, and what they were comes back, written anew: a change of rows like any other, so that a fence stops it."""
+def _way_back(store: Store, table: LanceDataset, past: LanceDataset) -> LanceOperation.BaseOperation:
+    """Fragments that are other ones now go, and what they were comes back, written anew: a change of rows like any other, so that a fence stops it.
+
+    Where the table had another spec then, all of its rows are written anew.
+    """
+    if not past.schema.equals(table.schema, check_metadata=True):
+        return LanceOperation.Overwrite(past.schema, written(store, past.scanner().to_reader(), past.count_rows(), past.schema))
     now, then = ({f.fragment_id: f.metadata.to_json() for f in at.get_fragments()} for at in (table, past))
     back = [fragment for fragment in past.get_fragments() if now.get(fragment.fragment_id) != then[fragment.fragment_id]]
     gone = [number for number, known in now.items() if then.get(number) != known]

@@ -22,11 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.schema import OWN_COLUMNS
-from pipeline.store.reading import TUNING_KEY, Reading, Tuning, connected, expression, read_tuning
+from pipeline.store.reading import INDEXED_FROM, TUNING_KEY, Reading, Tuning, connected, expression, read_tuning
 from pipeline.store.tables import Store, lance_errors
 from pipeline.store.tuning import Trial, check, draw, tune
 
-INDEXED_FROM = 10_000
 MEASURED_AGAIN = 0.1  # of the rows are new since the last measurement
 TRAINED_AGAIN = 2  # times the rows that the index was trained on
 PIECES = 8  # of an index, one a fold: merged when there are more

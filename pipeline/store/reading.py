@@ -23,6 +23,7 @@ from pipeline.schema import Spec
 from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
 
 Condition = str | Mapping[str, Any]  # SQL; or column → its value, or a list of those it may have
+INDEXED_FROM = 10_000  # rows; below, exact search is as fast
 FEW_ROWS = 20_000  # that meet a filter: compared one by one, in some 20 ms; an index would look at many that do not meet it
 PLANS_KEPT = 1000  # filters
 DEPTH = 100  # hits of each side that a hybrid search fuses
@@ -73,6 +74,11 @@ class Reading:
     def count(self) -> int:
         """How many rows."""
         return int(self._rows.count_rows())
+
+    @property
+    def settled(self) -> bool:
+        """Whether searches are as fast as they will be: the table is small, or maintain has seen to it."""
+        return self.tuning is not None or self.count < INDEXED_FROM
 
     def newest(self) -> Reading:
         """This one where the table has no newer version, else that of the newest."""

@@ -7,9 +7,10 @@ and quarantine change in one instant, with the main table's commit. A side table
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import lance
@@ -19,6 +20,8 @@ from pipeline.errors import StoreError, shown
 from pipeline.schema import FILES, HELD, OWN_COLUMNS, QUARANTINE, RUNS, Spec, table_schema
 
 SPEC_KEY = b"latent.spec"
+FORMER_KEY = b"latent.former"  # specs that the table had before it was migrated
+QUERIES_KEY = b"latent.queries"  # how queries are put to the model
 NAMING = "latent.side."  # property of a commit: the version of a side table that belongs to it
 # For an object store, under what [table] storage_options say. Lance's own defaults wait half an hour for a store that is silent. So: a listing 3 minutes,
 # a read 2 minutes, a write 30 s; errors are asked again for some 10 s.
@@ -65,14 +68,23 @@ class Store:
         return table
 
 
-def create(store: Store, spec: Spec, metadata: pa.Schema) -> None:
+@dataclass(frozen=True)
+class Asking:
+    """How queries are put to the model, where the config does not say: it decides no vector of the table, so it is no part of the spec."""
+
+    revision: str = ""
+    query_prompt: str = ""
+
+
+def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking) -> None:
     """Make the main table, unless it is there. The spec stands in its schema metadata. Under the lease.
 
     Side tables left behind by a main table that is gone are emptied: what they say of it would hide documents.
     """
     if store.open() is not None:
         return
-    schema = table_schema(spec, metadata).with_metadata({SPEC_KEY: spec.to_json().encode()})
+    told = {SPEC_KEY: spec.to_json().encode(), QUERIES_KEY: json.dumps(asdict(asking)).encode()}
+    schema = table_schema(spec, metadata).with_metadata(told)
     names = {side: write_side(store, side, SIDES[side].empty_table()) for side in NAMED}
     with lance_errors(f"{store.label} cannot be created"), contextlib.suppress(FileExistsError):
         _write(store, schema.empty_table(), None, mode="create", properties=naming(names))
@@ -94,6 +106,17 @@ def spec_of(store: Store) -> Spec | None:
     if SPEC_KEY not in (table.schema.metadata or {}):
         raise StoreError(f"{store.label} was not made by latent: it holds no spec; set [table] name to a new name")
     return Spec.from_json(table.schema.metadata[SPEC_KEY].decode())
+
+
+def asking_of(store: Store) -> Asking:
+    """How queries are put to the model that made the table's vectors."""
+    told = (store.opened().schema.metadata or {}).get(QUERIES_KEY)
+    return Asking(**json.loads(told)) if told else Asking()
+
+
+def former_specs(table: lance.LanceDataset) -> list[Spec]:
+    """The specs that the table had before it was migrated to its present one."""
+    return [Spec(**each) for each in json.loads((table.schema.metadata or {}).get(FORMER_KEY, b"[]"))]
 
 
 def metadata_fields(store: Store) -> pa.Schema | None:

@@ -1,0 +1,99 @@
+"""Another model without a pause.
+
+The documents are embedded by the new model into a table beside the first, which is searched and kept up to date all the while; killed half-way, this goes on
+when it is started again. Both are compared. The switch is one version of the first table: before it every reader sees the old vectors, after it the new ones,
+and none sees both. What the table was stays as a version, for `rollback`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline import run, store
+from pipeline.config import Config
+from pipeline.engine import Engine
+from pipeline.errors import QueryError
+from pipeline.judgments import Judgments, Queries
+from pipeline.run import MakeEngine
+from pipeline.search import How, Table
+from pipeline.search.evaluation import Comparison, Evaluation, compare, evaluate, known_items
+from pipeline.survey import OnProgress, same_vectors, scene
+
+log = logging.getLogger("pipeline")
+BESIDE = "-next"  # after the table's name: where the new vectors are made
+GATE = "ndcg@10"
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What came of it."""
+
+    table: str  # beside the first
+    before_model: str
+    model: str
+    before: Evaluation
+    after: Evaluation
+    compared: Comparison  # after less before
+    former_version: int  # of the first table, before the switch
+    table_version: int | None  # after it; None: not switched
+
+    def flat(self) -> dict[str, object]:
+        """As `--json` prints it."""
+        sides = {"before": {"model": self.before_model} | self.before.flat(), "after": {"model": self.model} | self.after.flat()}
+        return {
+            "switched": self.table_version is not None,
+            "table_version": self.table_version,
+            "former_version": self.former_version,
+            **sides,
+            "difference": self.compared.differences,
+            "p": self.compared.p,
+        }
+
+
+def migrate(
+    config: Config,
+    model: Mapping[str, str],
+    on_progress: OnProgress = run.quiet,
+    *,
+    judged: tuple[Queries, Judgments] | None = None,
+    if_better: bool = False,
+    switch: bool = False,
+    engine: MakeEngine = Engine,
+) -> Migration:
+    """Embed with another model beside the table, compare, and switch where that is asked for. `model`: keys of [model].
+
+    Raises QueryError where the table has these vectors already, StoreError where there is no table, TableBusy while another run writes.
+    """
+    first = scene(config)
+    first.store.opened()
+    beside = config.model_copy(
+        update={
+            "model": first.config.model.model_copy(update=dict(model)),
+            "table": config.table.model_copy(update={"name": config.table.name + BESIDE}),
+        }
+    )
+    second = scene(beside)
+    if same_vectors(first.spec, second.spec):
+        store.drop(second.store)  # left over where a migration was killed after its switch
+        raise QueryError(f"{first.store.label} has vectors of {second.spec} already: name another model")
+    run.embed(beside, on_progress, engine=engine)
+    run.maintain(beside)
+    before, after, compared = _compared(Table(config), Table(beside), judged)
+    version = int(first.store.opened().version)
+    switched = None
+    if switch or (if_better and compared.differences[GATE] > 0):
+        with store.sole_writer(first.store, run.new_run_id()) as lease:
+            run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
+            version = int(first.store.opened().version)
+            switched = store.switch(first.store, lease, second.store, f"migrated to {second.spec.model}")
+            run.update_indexes(config)
+        store.drop(second.store)
+    return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched)
+
+
+def _compared(first: Table, second: Table, judged: tuple[Queries, Judgments] | None) -> tuple[Evaluation, Evaluation, Comparison]:
+    queries, judgments = judged or known_items(first)
+    before, after = (evaluate(table, queries, judgments, How()) for table in (first, second))
+    return before, after, compare(after, before)

@@ -1,0 +1,194 @@
+"""Another model, while the table is searched and kept up to date."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Desk, HereAndNow, save_small_model, words
+
+from pipeline import Table, load, migrate, open_table, run, store, verify
+from pipeline.errors import QueryError, SpecMismatch, TableBusy
+from pipeline.migrate import BESIDE
+from pipeline.survey import scene, store_of
+
+LATENT = Path(sys.executable).with_name("latent")
+QUERIES = [words(i, i + 1) for i in range(100, 130)]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Another model of the same length, and one of another."""
+    same, longer = (tmp_path_factory.mktemp(name) for name in ("same", "longer"))
+    save_small_model(same, seed=2)
+    save_small_model(longer, dim=32)
+    return {"same": same, "longer": longer}
+
+
+@pytest.fixture
+def desk(desk_for: Callable[..., Desk], tmp_path: Path) -> Desk:
+    desk = desk_for(tmp_path / "desk", metadata=["n"])
+    desk.write("a.jsonl", [{"id": f"d{i}", "n": i, "text": words(*range(i * 4, i * 4 + 20))} for i in range(5, 100)])
+    desk.write("bad.jsonl", [{"id": "empty", "n": 1, "text": ""}])
+    desk.embed()
+    run.maintain(desk.config)
+    return desk
+
+
+def moved(desk: Desk, model: Path, **options: object) -> migrate.Migration:
+    return migrate.migrate(desk.config, {"name": str(model)}, engine=HereAndNow, **options)
+
+
+def answers(table: Table) -> list[list[tuple[str, float]]]:
+    return [[(hit.chunk_id, round(hit.score, 4)) for hit in found] for found in table.search_batch(QUERIES, 5)]
+
+
+def with_model(desk: Desk, model: Path) -> object:
+    return load(desk.config_path, {"model.name": str(model)})
+
+
+@pytest.mark.parametrize("which", ["same", "longer"])
+def test_no_search_fails_or_mixes_while_the_model_changes(desk: Desk, models: dict[str, Path], which: str) -> None:
+    table = open_table(desk.config_path)
+    before, seen, failed, stop = answers(table), [], [], threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                seen.append(answers(table))
+            except Exception as error:
+                failed.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    done = moved(desk, models[which], switch=True)
+    after = answers(open_table(desk.config_path))
+    deadline = time.monotonic() + 60
+    while answers(table) != after and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert failed == []
+    assert before != after
+    assert all(each in (before, after) for each in seen)  # of one model or the other, whole
+    assert seen[0] == before
+    assert answers(table) == after
+    assert done.table_version == done.former_version + 1
+    assert all(check.ok for check in verify.verify(with_model(desk, models[which])))
+    assert [row["doc_id"] for row in desk.side("quarantine")] == ["empty"]
+    assert store.Store(store_of(desk.config).uri, f"docs{BESIDE}").open() is None
+
+
+def test_a_job_whose_config_is_not_yet_changed_goes_on_with_the_new_model(desk: Desk, models: dict[str, Path]) -> None:
+    moved(desk, models["longer"], switch=True)
+    desk.write("b.jsonl", [{"id": "new", "n": 1, "text": words(7, 8, 9)}])
+    report = desk.embed()  # the config names the first model still
+    assert (report.documents.added, report.documents.unchanged) == (1, 95)
+    assert desk.vectors()[("new", 0)].shape == (32,)
+    assert open_table(desk.config_path).search(words(7, 8, 9), 1)[0].doc_id == "new"
+    assert all(check.ok for check in verify.verify(desk.config))
+    assert desk.embed().chunks.encoded == 0
+
+
+def test_changes_that_come_while_the_new_vectors_are_made_are_in_both(desk: Desk, models: dict[str, Path]) -> None:
+    assert moved(desk, models["same"]).table_version is None
+    desk.write("b.jsonl", [{"id": "new", "n": 1, "text": words(7, 8, 9)}])
+    desk.write("a.jsonl", [{"id": f"d{i}", "n": i, "text": words(*range(i * 4, i * 4 + 20))} for i in range(6, 100)])
+    desk.embed()  # a night: the first table goes on
+    moved(desk, models["same"], switch=True)
+    names = {name for name, _ in desk.rows()}
+    assert "new" in names
+    assert "d5" not in names
+    assert desk.embed().documents.unchanged == len(names)
+
+
+def test_killed_half_way_it_goes_on(desk: Desk, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan.SHARD_CHARS", (500, 1000))
+
+    class Dies(HereAndNow):
+        def work(self, shards):
+            for i, outcome in enumerate(super().work(shards)):
+                if i == 3:
+                    raise RuntimeError("killed")
+                yield outcome
+
+    with pytest.raises(RuntimeError, match="killed"):
+        migrate.migrate(desk.config, {"name": str(models["same"])}, switch=True, engine=Dies)
+    assert len(answers(open_table(desk.config_path))) == len(QUERIES)
+    beside = load(desk.config_path, {"model.name": str(models["same"]), "table.name": f"docs{BESIDE}"})
+    done = store_of(beside).opened().count_rows()
+    assert done
+    encoded = run.embed(beside, engine=HereAndNow).chunks.encoded
+    assert 0 < encoded == store_of(beside).opened().count_rows() - done
+    moved(desk, models["same"], switch=True)
+    assert scene(with_model(desk, models["same"])).spec.model == str(models["same"])
+
+
+def test_it_switches_only_where_the_new_model_is_better(desk: Desk, models: dict[str, Path], tmp_path: Path) -> None:
+    judged = (
+        {query: query for query in QUERIES},
+        {query: {open_table(desk.config_path).search(query, 1)[0].doc_id: 1} for query in QUERIES},
+    )
+    worse = moved(desk, models["same"], judged=judged, if_better=True)  # judged by what the first model finds
+    assert worse.table_version is None
+    assert worse.compared.differences["ndcg@10"] <= 0
+    best = {query: {open_table_beside(desk, models["same"]).search(query, 1)[0].doc_id: 1} for query in QUERIES}
+    better = moved(desk, models["same"], judged=(judged[0], best), if_better=True)
+    assert better.compared.differences["ndcg@10"] > 0
+    assert better.table_version
+    with pytest.raises(QueryError, match=r"has vectors of .* already: name another model"):
+        moved(desk, models["same"])
+
+
+def open_table_beside(desk: Desk, model: Path) -> Table:
+    return open_table(desk.config_path, {"table.name": f"docs{BESIDE}", "model.name": str(model)})
+
+
+def test_the_way_back(desk: Desk, models: dict[str, Path]) -> None:
+    table = open_table(desk.config_path)
+    before, rows = answers(table), desk.rows()
+    done = moved(desk, models["longer"], switch=True)
+    assert desk.rows() == rows
+    run.rollback(desk.config, str(done.former_version))
+    assert answers(open_table(desk.config_path)) == before
+    assert answers(table) == before
+    assert all(check.ok for check in verify.verify(desk.config))
+    assert desk.embed().documents.unchanged == 95
+    with pytest.raises(SpecMismatch):
+        scene(with_model(desk, models["longer"]))
+    run.rollback(desk.config, str(done.table_version))  # and forth
+    assert np.array(next(iter(desk.vectors().values()))).shape == (32,)
+
+
+def test_who_never_had_such_a_model_is_refused(desk: Desk, models: dict[str, Path]) -> None:
+    moved(desk, models["longer"], switch=True)
+    with pytest.raises(SpecMismatch, match=r"holds vectors of .*'latent migrate'"):
+        open_table(desk.config_path, {"model.name": str(models["same"])})
+
+
+def test_no_switch_while_another_run_writes(desk: Desk, models: dict[str, Path]) -> None:
+    moved(desk, models["same"])
+    with store.Lease(scene(desk.config).store, "other"), pytest.raises(TableBusy):
+        moved(desk, models["same"], switch=True)
+    assert len(answers(open_table(desk.config_path))) == len(QUERIES)
+
+
+def test_the_command_tells_both_and_how_to_go_on(desk: Desk, models: dict[str, Path]) -> None:
+    command = [LATENT, "migrate", "--model", str(models["longer"])]
+    done = subprocess.run(command, cwd=desk.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not switched: docs-next is ready; the same command with --switch switches" in done.stdout
+    done = subprocess.run([*command, "--switch", "--json"], cwd=desk.folder, capture_output=True, text=True, check=False)
+    told = json.loads(done.stdout)
+    assert told["switched"]
+    assert told["after"]["model"] == str(models["longer"])
+    assert told["before"].keys() >= {"ndcg@10", "recall@100", "milliseconds"}
