@@ -146,5 +146,6 @@ def test_the_command_tells_measures_and_writes_each_query(desk: Desk) -> None:
     rows = list(csv.DictReader((desk.folder / "each.csv").open()))
     assert [row["query"] for row in rows] == ["q1", "q2"]
     assert float(rows[1]["recall@100"]) == 0.0
-    assert "difference: ndcg@10" in latent(desk, "--self", "--against", "docs").stdout
-    assert "no table 'nowhere'" in latent(desk, "--self", "--against", "nowhere").stderr
+    done = latent(desk, "--self", "--against", "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no table 'nowhere'" in done.stderr

@@ -20,11 +20,11 @@ from pipeline.survey import store_of
 
 @pytest.fixture(scope="module")
 def large(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    """40,000 passages of 256 numbers: enough for an index to be faster than exact search. Maintained."""
+    """20,000 passages of 256 numbers: enough for an index to be faster than exact search. Maintained."""
     model = save_small_model(tmp_path_factory.mktemp("model"), dim=256)
     desk = desk_for(tmp_path_factory.mktemp("large"), metadata=["n", "kind", "long", "tags"], model=str(model))
     chance = random.Random(3)
-    texts = (words(*(chance.randrange(20, 500) for _ in range(8))) for _ in range(40_000))
+    texts = (words(*(chance.randrange(20, 500) for _ in range(8))) for _ in range(20_000))
     kinds = ("even", "odd")
     desk.write(
         "a.jsonl",

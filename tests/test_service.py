@@ -105,15 +105,13 @@ def test_health_metrics_and_a_description(client: httpx.Client, desk: Desk) -> N
 
 def test_beyond_loopback_a_token_is_wanted(desk: Desk) -> None:
     with serving(desk, "--host", "0.0.0.0") as client:
+        assert len(client.headers["Authorization"]) > 40  # a token was made
         assert client.post("/search", json={"query": words(101)}).status_code == 200
         for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}):
             for path in ("/search", "/metrics"):
                 answer = client.request("POST" if path == "/search" else "GET", path, json={"query": "w1"}, headers=headers)
                 assert answer.status_code == 401, path
         assert client.get("/healthz", headers={"Authorization": ""}).status_code == 200
-    with serving(desk, LATENT_SEARCH_TOKEN="chosen") as client:
-        assert client.headers["Authorization"] == "Bearer chosen"
-        assert client.post("/search", json={"query": words(101)}).status_code == 200
 
 
 def test_a_port_that_is_taken_is_one_line(desk: Desk, client: httpx.Client) -> None:

@@ -37,7 +37,7 @@ FILTERS = {
     "1 %, of like meaning: field = 13": "field = 13",
     "0.1 %, evenly: bucket = 7": "bucket = 7",
 }
-QUERIES = 300
+HELD_OUT = 600  # one synset in so many is a query
 K = 10
 SECONDS = 60
 
@@ -60,14 +60,15 @@ def prepared(desk: Path) -> list[str]:
         subprocess.run(["tar", "xzf", next(desk.glob("*.tgz"))], cwd=desk, check=True)
     held_out, number = [], 0
     for part in ("adj", "adv", "noun", "verb"):
-        rows = []
+        kept = []
         for line in (desk / f"package/dict/data.{part}").read_text().splitlines():
             if not line.startswith("  "):
-                rows.append(synset(line, part, number))
+                row = synset(line, part, number)
+                if number % HELD_OUT:
+                    kept.append(row)
+                else:
+                    held_out.append(row["text"].partition(": ")[2])
                 number += 1
-        every = number // QUERIES * len(rows) // number
-        held_out += [row["text"].partition(": ")[2] for row in rows[::every]]
-        kept = [row for i, row in enumerate(rows) if i % every]
         (desk / f"src/{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     print(run(desk, "run", "--no-maintain"), flush=True)
     print(run(desk, "maintain"), flush=True)
