@@ -192,12 +192,13 @@ class Index(_Section):
     stop_words: bool = Field(True, description="words such as 'the' are left out of the full-text index")
 
 
+Mode = Literal["vector", "text", "hybrid"]
+
+
 class Search(_Section):
     """How the table is searched, where a search does not say."""
 
-    mode: Literal["vector", "text", "hybrid"] = Field(
-        "vector", description="vector (by meaning) | text (by words, BM25) | hybrid (both, fused)"
-    )
+    mode: Mode = Field("vector", description="vector (by meaning) | text (by words, BM25) | hybrid (both, fused)")
     reranker: str = Field(
         "", description="cross-encoder that --rerank uses: hub id, local folder, or folder inside an installed package"
     )

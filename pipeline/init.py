@@ -1,4 +1,4 @@
-"""A first config for documents at a path: looks at the files and guesses format, id, text and metadata."""
+"""A first config: for documents at a path, whose format, id, text and metadata are guessed from the files; or for the sample corpus."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from pipeline.config import Config, Source, Table
 from pipeline.errors import ConfigError, SourceError, shown
 from pipeline.source.formats import PLAIN, column_names, format_of
 
+SAMPLE_FOLDER = "data/sample"
+SAMPLE_NOTE = "Settings of latent. Every key is shown; one left out has its default.\nThis file embeds the sample corpus: Python's own documentation."
+OWN_NOTE = "Settings of latent. Every key is shown; one left out has its default."
 ID_NAMES = ("id", "_id", "doc_id", "docid", "document_id", "uuid", "key", "url", "path", "filename", "name")
 TEXT_NAMES = ("text", "content", "body", "passage", "document", "abstract", "description", "summary")
 TITLE_NAMES = ("title", "subject", "headline", "heading")
+
+
+def sample_config() -> Config:
+    """The settings for the sample corpus, as config.toml of the repository has them."""
+    return Config(source=Source(uri=f"{SAMPLE_FOLDER}/*.jsonl", metadata=["module", "kind"]))
 
 
 def config_for(path: str, folder: Path) -> Config:

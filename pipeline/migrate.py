@@ -7,7 +7,6 @@ and none sees both. What the table was stays as a version, for `rollback`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from pipeline.search import How, Table
 from pipeline.search.evaluation import Comparison, Evaluation, compare, evaluate, known_items
 from pipeline.survey import OnProgress, same_vectors, scene
 
-log = logging.getLogger("pipeline")
 BESIDE = "-next"  # after the table's name: where the new vectors are made
 GATE = "ndcg@10"
 

@@ -28,9 +28,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.config import Mode
 from pipeline.errors import ConfigError, PipelineError, QueryError
-from pipeline.search import How, Table
-from pipeline.search.table import Mode
+from pipeline.search import Table
 
 TOKEN = "LATENT_SEARCH_TOKEN"  # noqa: S105  the variable's name
 MOST_K = 1000
@@ -100,10 +100,9 @@ def service(table: Table, token: str | None = None) -> FastAPI:
     )
     def search(asked: Asked) -> Response:
         """The passages that answer best."""
-        given = asked.model_dump(exclude={"query", "k", "where", "mode"}) | ({"mode": asked.mode} if asked.mode else {})
         mode, started, status = asked.mode or "default", time.perf_counter(), 200
         try:
-            hits = table.search(asked.query, asked.k, asked.where, **How(**given))  # type: ignore[typeddict-item]
+            hits = table.search(**asked.model_dump())
             return Response(json.dumps({"hits": [hit.flat() for hit in hits]}, default=str), media_type="application/json")
         except PipelineError as error:
             status = 422 if isinstance(error, QueryError) else 503

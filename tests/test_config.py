@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.cli import SAMPLE_NOTE, sample_config
 from pipeline.config import Chunk, Config, Index, Model, Ray, Schedule, Source, Table, hand_down, load, render
 from pipeline.errors import ConfigError
+from pipeline.init import SAMPLE_NOTE, sample_config
 
 CONTRACT = """
 [source]

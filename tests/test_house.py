@@ -6,14 +6,13 @@ import ast
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +83,11 @@ def commands_of_the_readme() -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All in one process: what a process of its own does otherwise is in test_cli."""
+    monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "config.toml", tmp_path)
     write_sample(tmp_path / "all")
     (tmp_path / "data/sample").mkdir(parents=True)
@@ -95,11 +98,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     commands = [c for c in commands_of_the_readme() if c.startswith("latent ") and not c.startswith("latent serve")]
     assert len(commands) >= 7
     for command in commands:
-        done = subprocess.run(
-            [Path(sys.executable).with_name("latent"), *shlex.split(command)[1:]],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0, f"{command}: {capsys.readouterr().err}"

@@ -63,6 +63,7 @@ def test_no_search_fails_or_mixes_while_the_model_changes(desk: Desk, models: di
         while not stop.is_set():
             try:
                 seen.append(answers(table))
+                assert table.search(QUERIES[0], 5, mode="hybrid")  # the words' index too is there before it is asked
             except Exception as error:
                 failed.append(error)
 
@@ -161,6 +162,7 @@ def test_the_way_back(desk: Desk, models: dict[str, Path]) -> None:
     run.rollback(desk.config, str(done.former_version))
     assert answers(open_table(desk.config_path)) == before
     assert answers(table) == before
+    assert table.search(QUERIES[0], mode="text")
     assert all(check.ok for check in verify.verify(desk.config))
     assert desk.embed().documents.unchanged == 95
     with pytest.raises(SpecMismatch):

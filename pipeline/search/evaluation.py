@@ -12,10 +12,11 @@ from typing import cast
 
 import numpy as np
 
+from pipeline.config import Mode
 from pipeline.errors import QueryError
 from pipeline.evaluate import DEPTH, Scores, means, p_values, score
 from pipeline.judgments import Judgments, Queries
-from pipeline.search.table import MODES, How, Mode, Table
+from pipeline.search.table import MODES, How, Table
 
 TIMED = 100  # queries whose time is taken
 TIMED_K = 10

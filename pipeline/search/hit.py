@@ -44,30 +44,39 @@ def _hit(rank: int, row: dict[str, Any]) -> Hit:
     return Hit(rank, row["doc_id"], row["chunk_id"], row["score"], row["text"], metadata)
 
 
+def places_around(found: list[Hit], passages: int) -> dict[str, set[int]]:
+    """Of each hit's document the places of the hits and of so many passages before and after them."""
+    places: dict[str, set[int]] = {}
+    for hit in found:
+        places.setdefault(hit.doc_id, set()).update(range(max(_place(hit) - passages, 0), _place(hit) + passages + 1))
+    return places
+
+
 def with_context(found: list[Hit], rows: pa.Table, passages: int) -> list[Hit]:
-    """The hits with so many passages before and after them. `rows`: all passages of their documents, in order.
+    """The hits with so many passages before and after them, which are among the rows.
 
     Passages overlap; what a neighbour has in common with the passage is not repeated.
     """
-    documents: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.to_pylist():
-        documents.setdefault(row["doc_id"], []).append(row)
-    return [_in_context(hit, documents.get(hit.doc_id, []), passages) for hit in found]
+    at = {(row["doc_id"], row["chunk_index"]): row for row in rows.to_pylist()}
+    return [_in_context(hit, at, passages) for hit in found]
 
 
-def _in_context(hit: Hit, document: list[dict[str, Any]], passages: int) -> Hit:
-    at = next((i for i, row in enumerate(document) if f"{row['doc_id']}#{row['chunk_index']}" == hit.chunk_id), None)
-    if at is None:
-        return hit
+def _in_context(hit: Hit, at: Mapping[tuple[str, int], dict[str, Any]], passages: int) -> Hit:
+    place = _place(hit)
+    start, end = (at[hit.doc_id, place][side] for side in ("char_start", "char_end"))
     before, after = "", ""
-    start, end = document[at]["char_start"], document[at]["char_end"]
-    for row in reversed(document[max(at - passages, 0) : at]):
-        before = _cut(row, row["char_start"], start) + before
-        start = min(start, row["char_start"])
-    for row in document[at + 1 : at + 1 + passages]:
-        after += _cut(row, end, row["char_end"])
-        end = max(end, row["char_end"])
+    for distance in range(1, passages + 1):
+        if row := at.get((hit.doc_id, place - distance)):
+            before = _cut(row, row["char_start"], start) + before
+            start = min(start, row["char_start"])
+        if row := at.get((hit.doc_id, place + distance)):
+            after += _cut(row, end, row["char_end"])
+            end = max(end, row["char_end"])
     return replace(hit, before=before, after=after)
+
+
+def _place(hit: Hit) -> int:
+    return int(hit.chunk_id.rpartition("#")[2])
 
 
 def _cut(row: dict[str, Any], start: int, end: int) -> str:

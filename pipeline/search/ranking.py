@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 
@@ -15,14 +14,13 @@ def first_of_each_document(rows: pa.Table) -> pa.Table:
     return rows.take(list(first.values()))
 
 
-def diverse(rows: pa.Table, k: int, diversity: float) -> pa.Table:
-    """k rows by maximal marginal relevance (Carbonell & Goldstein 1998): good ones that are unlike those before them.
+def diverse(rows: pa.Table, vectors: np.ndarray, k: int, diversity: float) -> pa.Table:
+    """k rows, of unit vectors (n, dim), by maximal marginal relevance (Carbonell & Goldstein 1998): good ones that are unlike those before them.
 
     `diversity` from 0, by score alone, to 1, by unlikeness alone. Scores are stretched to [0, 1]; likeness is the cosine.
     """
     if not rows.num_rows:
         return rows
-    vectors = unit_vectors(rows)
     scores = rows["score"].to_numpy()
     good = (scores - scores.min()) / (np.ptp(scores) or 1.0)
     chosen: list[int] = []
@@ -34,10 +32,3 @@ def diverse(rows: pa.Table, k: int, diversity: float) -> pa.Table:
         alike = vectors @ vectors[chosen[-1]]
         likeness = alike if len(chosen) == 1 else np.maximum(likeness, alike)
     return rows.take(chosen)
-
-
-def unit_vectors(rows: pa.Table) -> npt.NDArray[np.float32]:
-    """The vectors of rows (n, dim)."""
-    column = rows["vector"].combine_chunks()
-    vectors: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
-    return vectors

@@ -10,18 +10,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import model
-from pipeline.config import Config, load
+from pipeline.config import Config, Mode, load
 from pipeline.encode import Encoder, Reranker
 from pipeline.errors import PipelineError, QueryError
 from pipeline.search.adapters import langchain_retriever, llama_index_retriever
-from pipeline.search.hit import Hit, hits, with_context
+from pipeline.search.hit import Hit, hits, places_around, with_context
 from pipeline.search.ranking import diverse, first_of_each_document
 from pipeline.store import Condition, Reading
 from pipeline.survey import Scene, same_vectors, scene
@@ -32,14 +32,13 @@ ASKED_AT_ONCE = 8  # queries of a batch
 DIVERSE_OF = 5  # times k rows, of which k unlike ones are chosen
 
 
-Mode = Literal["vector", "text", "hybrid"]
 MODES = get_args(Mode)
 
 
 class How(TypedDict, total=False):
     """The ways of searching; each may be left out."""
 
-    mode: Mode  # by meaning, by words (BM25), or both fused; left out: [search] mode
+    mode: Mode | None  # by meaning, by words (BM25), or both fused; None: [search] mode
     rerank: bool  # order the best [search] candidates anew with the cross-encoder [search] reranker
     diversity: float  # 0 to 1: how much unlikeness to the hits before counts beside the score
     per_document: bool  # at most one hit a document
@@ -167,7 +166,7 @@ class Table:
         """Load the model of a migrated table, and search that from then on. What fails is tried again by the next search."""
         try:
             view = _view(self._config)
-            if view.reading.settled:
+            if view.reading.settled(full_text=self._config.index.full_text):
                 view.encoder.encode(["warm up"])
                 self._view = view
         except PipelineError as error:
@@ -200,10 +199,10 @@ class Table:
             scores = self._reranker.scores(query, rows["text"].to_pylist())
             rows = rows.set_column(rows.column_names.index("score"), "score", pa.array(scores, pa.float64()))
             rows = rows.sort_by([("score", "descending")])
-        rows = diverse(rows, k, how["diversity"]) if how.get("diversity") else rows[:k]
+        rows = diverse(rows, reading.vectors_of(rows), k, how["diversity"]) if how.get("diversity") else rows[:k]
         found = hits(rows)
         if how.get("context"):
-            found = with_context(found, reading.around([hit.doc_id for hit in found]), how["context"])
+            found = with_context(found, reading.around(places_around(found, how["context"])), how["context"])
         return found
 
     @staticmethod

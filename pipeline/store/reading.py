@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +75,14 @@ class Reading:
         """How many rows."""
         return int(self._rows.count_rows())
 
-    @property
-    def settled(self) -> bool:
-        """Whether searches are as fast as they will be: the table is small, or maintain has seen to it."""
-        return self.tuning is not None or self.count < INDEXED_FROM
+    @functools.cached_property
+    def has_words(self) -> bool:
+        """Whether it can be searched by words."""
+        return any(index.index_type == "FTS" for index in self._table.list_indices())
+
+    def settled(self, *, full_text: bool) -> bool:
+        """Whether all searches are answered, as fast as they will be: maintain has seen to it."""
+        return (self.tuning is not None or self.count < INDEXED_FROM) and (self.has_words or not full_text or not self.count)
 
     def newest(self) -> Reading:
         """This one where the table has no newer version, else that of the newest."""
@@ -88,19 +92,12 @@ class Reading:
 
     def by_vector(self, vector: np.ndarray, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
         """The k rows nearest to the vector (dim,), nearest first; the score is the cosine."""
-        query = self._table.search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(k)
-        rows = self._scored(self._looking(query, where, exact=exact), "_distance", where)
+        rows = self._run(self._nearest(vector, k, where, exact=exact).select([*self.columns, "_distance"]), where)
         return rows.append_column("score", pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
 
     def by_words(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
         """The k rows that the words of a query fit best; the score is BM25. Rows without any of the words are not among them."""
-        from lancedb.query import MatchQuery
-
-        if not any(index.index_type == "FTS" for index in self._table.list_indices()):
-            raise QueryError(f"{self.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'")
-        query = self._table.search(MatchQuery(words, "text"), query_type="fts").limit(k)
-        query = query.where(self._plan(where)[0], prefilter=True) if where else query
-        rows = self._scored(query, "_score", where)
+        rows = self._run(self._fitting(words, k, where).select([*self.columns, "_score"]), where)
         return rows.append_column("score", rows["_score"].cast(pa.float64()))
 
     def by_both(self, vector: np.ndarray, words: str, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
@@ -108,17 +105,25 @@ class Reading:
         from lancedb.rerankers import RRFReranker
 
         depth = max(k, DEPTH)
-        nearest, fitting = self.by_vector(vector, depth, where, exact=exact), self.by_words(words, depth, where)
-        shared = [name for name in nearest.column_names if name in fitting.column_names and name != "score"]
-        rows = RRFReranker().rerank_hybrid(words, nearest.select(shared), fitting.select(shared))[:k]
-        return rows.append_column("score", rows["_relevance_score"].cast(pa.float64()))
+        fitting = self._fitting(words, depth, where).select(["_score"])
+        nearest = self._nearest(vector, depth, where, exact=exact).select(["_distance"])
+        lists = [self._run(query, where).select(["_rowid"]) for query in (nearest, fitting)]
+        fused = RRFReranker().rerank_hybrid(words, *lists)[:k]
+        rows = self._taken(fused["_rowid"], self.columns)
+        return rows.append_column("score", fused["_relevance_score"].cast(pa.float64()))
 
-    def around(self, doc_ids: Sequence[str]) -> pa.Table:
-        """All passages of these documents: doc_id, chunk_index, text, char_start, char_end, in order."""
+    def vectors_of(self, rows: pa.Table) -> np.ndarray:
+        """The vectors (n, dim) of rows of an answer."""
+        return matrix(self._taken(rows["_rowid"], ["vector"])["vector"].combine_chunks())
+
+    def around(self, places: Mapping[str, Collection[int]]) -> pa.Table:
+        """Passages of documents at these places, where there are such: doc_id, chunk_index, text, char_start, char_end, in order."""
+        at = sorted({place for some in places.values() for place in some})
         columns = ["doc_id", "chunk_index", "text", "char_start", "char_end"]
-        query = self._table.search().where(expression({"doc_id": list(doc_ids)})).select(columns)
+        query = self._table.search().where(expression({"doc_id": list(places), "chunk_index": at})).select(columns)
         with lance_errors(f"{self.store.label} cannot be read"):
-            return query.limit(self.count).to_arrow().sort_by([("doc_id", "ascending"), ("chunk_index", "ascending")])
+            found = query.limit(len(places) * len(at) or 1).to_arrow()
+        return found.sort_by([("doc_id", "ascending"), ("chunk_index", "ascending")])
 
     def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
         """Rows drawn at random: chunk_id, text, and `documents`, the ids of all that hold the same passage."""
@@ -132,12 +137,13 @@ class Reading:
             documents.setdefault(known, []).append(doc_id)
         return [row | {"documents": documents[row["chunk_hash"]]} for row in rows]
 
-    def _looking(self, query: Any, where: Condition | None, *, exact: bool) -> Any:
-        """The query with its filter, and how far it looks: exactly, or as far as was measured to hold the recall.
+    def _nearest(self, vector: np.ndarray, k: int, where: Condition | None, *, exact: bool) -> Any:
+        """The query for the nearest rows, with its filter, and how far it looks: exactly, or as far as was measured to hold the recall.
 
         Rows that meet a filter are spread over more parts of the index, so it looks at more of them in proportion.
         """
-        share = 1.0
+        query = self._table.search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(k)
+        query, share = query.with_row_id(True), 1.0
         if where:
             condition, meeting = self._plan(where)
             query = query.where(condition, prefilter=True)
@@ -146,6 +152,21 @@ class Reading:
         if exact or self.tuning is None or not self.tuning.nprobes:
             return query.bypass_vector_index()
         return query.nprobes(math.ceil(self.tuning.nprobes / share)).refine_factor(self.tuning.refine_factor)
+
+    def _fitting(self, words: str, k: int, where: Condition | None) -> Any:
+        """The query for the rows that words fit best, with its filter."""
+        from lancedb.query import MatchQuery
+
+        if not self.has_words:
+            raise QueryError(f"{self.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'")
+        query = self._table.search(MatchQuery(words, "text"), query_type="fts").limit(k).with_row_id(True)
+        return query.where(self._plan(where)[0], prefilter=True) if where else query
+
+    def _taken(self, row_ids: pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
+        """These rows, in this order."""
+        with lance_errors(f"{self.store.label} cannot be read"):
+            rows = self._table.take_row_ids(row_ids.to_pylist()).with_row_id().select([*columns]).to_arrow()
+        return rows.take(pc.index_in(row_ids, value_set=rows["_rowid"].combine_chunks()))
 
     def _plan(self, where: Condition) -> tuple[Any, int]:
         """The filter as lancedb takes it, and how many rows meet it. Raises QueryError where the table cannot evaluate it."""
@@ -170,9 +191,6 @@ class Reading:
     def _typed_columns(self) -> str:
         return ", ".join(f"{f.name} ({f.type})" for f in self._rows.schema if f.name != "vector")
 
-    def _scored(self, query: Any, by: str, where: Condition | None) -> pa.Table:
-        return self._run(query.select([*self.columns, "vector", by]).with_row_id(True), where)
-
     def _run(self, query: Any, where: Condition | None) -> pa.Table:
         try:
             return query.to_arrow()
@@ -180,6 +198,12 @@ class Reading:
             if where and "LanceError(IO)" not in str(error):
                 raise self._refused(where, error) from error
             raise StoreError(f"{self.store.label} cannot be searched: {one_line(error)}") from error
+
+
+def matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
+    """A column of vectors as (n, dim) float32."""
+    flat: np.ndarray = vectors.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(vectors), -1).astype(np.float32, copy=False)
 
 
 def connected(store: Store, version: int | None = None) -> Any:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import lance
 import numpy as np
 
-from pipeline.store.reading import Reading, Tuning
+from pipeline.store.reading import Reading, Tuning, matrix
 
 QUERIES = 200
 FIRST = 50  # after so many it shows where an effort is hopeless
@@ -40,10 +39,10 @@ def draw(table: lance.LanceDataset) -> Trial:
     """Draw queries and find their neighbours exactly, in one pass over the vectors."""
     count = table.count_rows()
     rows = np.sort(np.random.default_rng(SEED).choice(count, min(QUERIES, count), replace=False))
-    queries = _matrix(table.take(rows.tolist(), columns=["vector"])["vector"].combine_chunks())
+    queries = matrix(table.take(rows.tolist(), columns=["vector"])["vector"].combine_chunks())
     everywhere = within = np.full((len(queries), NEIGHBOURS + 1), -np.inf, np.float32)
     for batch in table.scanner(columns=["vector", "chunk_hash"], batch_size=8192).to_batches():
-        cosines = queries @ _matrix(batch["vector"]).T
+        cosines = queries @ matrix(batch["vector"]).T
         meets = np.array([known < "1" for known in batch["chunk_hash"].to_pylist()], bool)
         everywhere, within = _greatest(everywhere, cosines), _greatest(within, cosines[:, meets])
     return Trial(queries, everywhere[:, 0], within[:, 0])
@@ -96,11 +95,6 @@ def _measured(
         near = sum(score >= limit - SAME for score in found["score"].to_pylist())
         shares.append(min(max(near - 1, 0) / NEIGHBOURS, 1.0))
     return round(statistics.median(seconds) * 1000, 2), np.array(shares)
-
-
-def _matrix(vectors: Any) -> np.ndarray:
-    flat: np.ndarray = vectors.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(vectors), -1).astype(np.float32, copy=False)
 
 
 def _greatest(so_far: np.ndarray, more: np.ndarray) -> np.ndarray:

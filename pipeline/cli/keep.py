@@ -1,0 +1,226 @@
+"""Commands that keep a table true to its source."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import ConfigPath, Json, app, overrides
+from pipeline.cli.show import STAMP, grid, log_to_terminal, looking, printed, progress, told, words
+from pipeline.config import Config, load, render
+from pipeline.errors import ConfigError, PipelineError, shown
+
+
+@app.command()
+def init(
+    path: Annotated[str | None, typer.Argument(help="Folder, file, glob or URI of your documents.")] = None,
+    *,
+    sample: Annotated[bool, typer.Option("--sample", help="Make the sample corpus instead: Python's own documentation.")] = False,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Write a config for your documents, or make the sample corpus.
+
+    Example: latent init "docs/**/*.md"
+    """
+    from pipeline.init import OWN_NOTE, SAMPLE_FOLDER, SAMPLE_NOTE, config_for, sample_config
+    from pipeline.sample import write_sample
+
+    if sample == (path is not None):
+        raise typer.BadParameter("give the path of your documents, or --sample")
+    folder = config.resolve().parent
+    documents = write_sample(folder / SAMPLE_FOLDER) if sample else None
+    if path is not None and config.exists():
+        raise ConfigError(f"{config} is already there: remove it, or name another with --config")
+    settings = sample_config() if path is None else config_for(path, folder)
+    if not config.exists():
+        config.write_text(render(settings, SAMPLE_NOTE if sample else OWN_NOTE), encoding="utf-8")
+    where = f"{documents} documents in {SAMPLE_FOLDER}" if sample else f"source: {shown(settings.source.uri)}"
+    printed(
+        {"config": str(config), "documents": documents}, as_json, f"{where}\nconfig: {config}\nnext: latent plan, then latent run"
+    )
+
+
+@app.command()
+def plan(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Show what a run would do, how many tokens, how long. Writes nothing.
+
+    Example: latent plan --json
+    """
+    from pipeline import run as use_case
+
+    settings = load(config, overrides)
+    log_to_terminal(verbose=False)
+    with progress() as on_progress:
+        report = use_case.plan(settings, on_progress)
+    printed(report, as_json, told(report, planned=True))
+
+
+@app.command()
+def run(
+    *,
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined documents again.")] = False,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Let an empty source empty the table.")] = False,
+    flow: Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow even where no server is configured.")] = False,
+    maintain: Annotated[
+        bool, typer.Option(help="Bring the indexes up to date where rows changed, as 'latent maintain' does.")
+    ] = True,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a shard.")] = False,
+) -> None:
+    """Bring the table up to date with the source. Run it again after any crash.
+
+    Example: latent run --ray.workers 2
+    """
+    import flows
+    from pipeline import run as use_case
+
+    settings = load(config, overrides)
+    log_to_terminal(verbose=verbose)
+    with progress() as on_progress:
+        if flow or flows.configured_server():
+            report = flows.embed_as_flow(
+                config.resolve(), overrides, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty
+            )
+        else:
+            report = use_case.embed(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
+    if maintain and (report.documents.added or report.documents.changed or report.documents.deleted):
+        try:
+            use_case.maintain(settings)
+        except PipelineError as error:  # the next run, or another that is under way, does it
+            words.print(
+                f"warning: the run is committed, but the indexes are not up to date: {error}", highlight=False, markup=False
+            )
+    printed(report, as_json, told(report, planned=False))
+
+
+@app.command()
+def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Show what the table holds, its indexes, its last runs and the versions that can be gone back to.
+
+    Example: latent status
+    """
+    from pipeline.status import status as use_case
+
+    found = use_case(load(config, overrides))
+    runs = grid("run", "status", "started", "version", "documents")
+    for row in found.runs:
+        told = ", ".join(f"{n} {what}" for what, n in row["report"]["documents"].items() if n)
+        runs.add_row(row["run_id"], row["status"], f"{row['started_at']:{STAMP}}", str(row["table_version"]), told)
+    versions = grid("version", "made", "run", "what")
+    for v in found.versions:
+        versions.add_row(str(v.version), f"{v.made_at:{STAMP}}", v.run_id or "", v.what)
+    lines = [
+        f"{found.table}, version {found.version}",
+        f"{found.documents} documents in {found.chunks} chunks from {found.files} files",
+        f"spec: {', '.join(f'{k} {v}' for k, v in found.spec.items() if v != '')}",
+        f"quarantine: {', '.join(f'{n} x {reason}' for reason, n in found.quarantined.items()) or 'empty'}",
+        f"indexes: {'; '.join(found.indexes) or 'none'}",
+        f"vector searches: {looking(found.tuning)}",
+    ]
+    printed(found, as_json, "\n".join(lines), runs, versions)
+
+
+@app.command()
+def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Prove that the table is right; exit code 1 where a check fails.
+
+    Example: latent verify
+    """
+    from pipeline import verify as checks
+
+    found = checks.verify(load(config, overrides))
+    ok = all(check.ok for check in found)
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}" for check in found]
+    printed({"ok": ok, "checks": [asdict(check) for check in found]}, as_json, "\n".join(lines))
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Update indexes, merge small fragments, drop versions superseded 14 days ago and files that killed runs left behind.
+
+    Example: latent maintain
+    """
+    from pipeline import run as use_case
+
+    done = use_case.maintain(load(config, overrides))
+    told = f"vector searches: {looking(done.tuning)}"
+    printed(
+        done, as_json, f"{told}\n{done.versions_dropped} versions dropped, {done.files_removed} files of unfinished runs removed"
+    )
+
+
+@app.command()
+def rollback(
+    to: Annotated[str, typer.Argument(help="A version's number, or a run: the table becomes what it was when that run had ended.")],
+    *,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Make the table what it was, file states and quarantine included. The present state stays, as a version to go back to.
+
+    Example: latent rollback 12
+    """
+    from pipeline import run as use_case
+
+    done = use_case.rollback(load(config, overrides), to)
+    printed(
+        done,
+        as_json,
+        f"version {done.table_version} is as version {done.restored} was: {done.documents} documents in {done.chunks} chunks\n"
+        "next: latent run takes up what the source changed since",
+    )
+
+
+@app.command()
+def serve(
+    *,
+    search: Annotated[bool, typer.Option("--search", help="Answer searches over HTTP instead.")] = False,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback a token is wanted.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any.")] = 8000,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Keep the nightly schedule of the config alive, on a Prefect server of your own or one started here; or answer searches over HTTP.
+
+    Example: latent serve --search --port 8000
+    """
+    settings = load(config, overrides)
+    log_to_terminal(verbose=True)
+    if search:
+        _serve_searches(config, host, port, as_json=as_json)
+    else:
+        _serve_nightly(config, settings, as_json=as_json)
+
+
+def _serve_searches(config: Path, host: str, port: int, *, as_json: bool) -> None:
+    from pipeline import service
+    from pipeline.search import open_table
+
+    def ready(address: service.Address) -> None:
+        token = f"\ntoken: {address.token}" if address.token else ""
+        printed(address, as_json, f"searches: {address.url}/search, described at {address.url}/docs{token}")
+        sys.stdout.flush()
+
+    service.serve(open_table(config, overrides), host, port, ready)
+
+
+def _serve_nightly(config: Path, settings: Config, *, as_json: bool) -> None:
+    import flows
+
+    def ready(served: flows.Served) -> None:
+        printed(
+            served,
+            as_json,
+            f"Prefect server: {served.server}\nnightly at '{served.nightly}' {served.timezone}\n"
+            f"now: PREFECT_API_URL={served.server}/api prefect deployment run {served.deployment}",
+        )
+        sys.stdout.flush()
+
+    flows.serve(config.resolve(), settings, overrides, ready)

@@ -1,0 +1,157 @@
+"""Commands that search a table, measure its answers, and move it to another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.app import ConfigPath, Json, app, overrides
+from pipeline.cli.show import gist, log_to_terminal, printed, progress
+from pipeline.config import Mode, load
+
+if TYPE_CHECKING:
+    from pipeline.search.evaluation import Comparison, Evaluation
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What you look for, in words.")],
+    *,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    where: Annotated[
+        str | None, typer.Option("--where", help="An SQL condition over the columns, applied before the search.")
+    ] = None,
+    mode: Annotated[
+        Mode | None, typer.Option("--mode", help="By meaning, by words, or both fused; left out: [search] mode.")
+    ] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Order the best anew with the cross-encoder [search] reranker.")] = False,
+    diversity: Annotated[float, typer.Option("--diversity", help="0 to 1: prefer hits unlike those before them.")] = 0.0,
+    per_document: Annotated[bool, typer.Option("--per-document", help="At most one hit a document.")] = False,
+    context: Annotated[int, typer.Option("--context", help="Passages before and after each hit.")] = 0,
+    exact: Annotated[bool, typer.Option("--exact", help="Pass by the vector index.")] = False,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Find the passages nearest to a query.
+
+    Example: latent search "how do I parse a date" -k 3 --where "kind = 'function'"
+    """
+    from pipeline.search import How, open_table
+
+    how = How(mode=mode, rerank=rerank, diversity=diversity, per_document=per_document, context=context, exact=exact)
+    hits = open_table(config, overrides).search(query, k, where, **how)
+    lines = [
+        f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{''.join(f'  {n}={v}' for n, v in hit.metadata.items())}"
+        f"\n{'':12}{gist(hit.text) if not context else hit.before + hit.text + hit.after}"
+        for hit in hits
+    ]
+    printed({"hits": [hit.flat() for hit in hits]}, as_json, "\n".join(lines) or "no hits")
+
+
+@app.command()
+def evaluate(
+    *,
+    queries: Annotated[Path | None, typer.Option("--queries", help="Queries: id, text; .parquet, .jsonl, .csv, .tsv.")] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="Judgments: query, document, relevance; the same kinds, or TREC's.")
+    ] = None,
+    itself: Annotated[
+        bool, typer.Option("--self", help="Without judgments: is the passage found that a sentence is from?")
+    ] = False,
+    mode: Annotated[
+        Mode | None, typer.Option("--mode", help="By meaning, by words, or both fused; left out: [search] mode.")
+    ] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Order the best anew with the cross-encoder [search] reranker.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Pass by the vector index.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Compare with vector, text, hybrid, exact, hybrid+rerank, or with a table.")
+    ] = None,
+    per_query: Annotated[Path | None, typer.Option("--per-query", help="Write each query's measures here, as CSV.")] = None,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Measure how good the answers are: nDCG@10, recall, MRR@10, milliseconds; and whether another way or table is better.
+
+    Example: latent evaluate --queries queries.parquet --qrels qrels.parquet --against hybrid
+    """
+    from pipeline.judgments import read_judgments, read_queries
+    from pipeline.search import How, open_table
+    from pipeline.search import evaluation as use_case
+
+    if itself == (queries is not None) or (queries is None) != (qrels is None):
+        raise typer.BadParameter("give --queries and --qrels, or --self")
+    table = open_table(config, overrides)
+    way = use_case.way(against) if against else None
+    rival = table if way is not None or not against else open_table(config, overrides | {"table.name": against})
+    asked, judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else use_case.known_items(table)
+    done = use_case.evaluate(table, asked, judged, How(mode=mode, rerank=rerank, exact=exact))
+    result = done.flat()
+    lines = [_measures("", done)]
+    if against:
+        other = use_case.evaluate(rival, asked, judged, way or How())
+        compared = use_case.compare(done, other)
+        result |= {"against": {"what": against} | other.flat() | {"p": compared.p}}
+        lines += [_measures(f"{against}: ", other), "difference: " + _differences(compared)]
+    if per_query:
+        use_case.write_by_query(per_query, done)
+        lines.append(f"each query: {per_query}")
+    printed(result, as_json, "\n".join(lines))
+
+
+def _measures(what: str, done: Evaluation) -> str:
+    times = ", ".join(f"{name} {ms:.0f}" for name, ms in done.milliseconds.items())
+    return f"{what}{', '.join(f'{name} {value:.5f}' for name, value in done.means.items())}; {done.queries} queries; ms a search: {times}"
+
+
+def _differences(compared: Comparison) -> str:
+    told = (f"{name} {value:+.5f} (p {compared.p[name]:.3f})" for name, value in compared.differences.items())
+    return ", ".join(told)
+
+
+@app.command()
+def migrate(
+    *,
+    model: Annotated[str, typer.Option("--model", help="Hub id, local folder, or folder inside an installed package.")],
+    revision: Annotated[str, typer.Option("--revision", help="Hub revision; empty: the newest.")] = "",
+    query_prompt: Annotated[str, typer.Option("--query-prompt", help="Put before queries.")] = "",
+    document_prompt: Annotated[str, typer.Option("--document-prompt", help="Put before documents.")] = "",
+    queries: Annotated[Path | None, typer.Option("--queries", help="Queries to compare with, as in 'latent evaluate'.")] = None,
+    qrels: Annotated[Path | None, typer.Option("--qrels", help="Their judgments. Without both: the table's own sentences.")] = None,
+    if_better: Annotated[bool, typer.Option("--if-better", help="Switch where nDCG@10 is better.")] = False,
+    switch: Annotated[bool, typer.Option("--switch", help="Switch whatever comes of the comparison.")] = False,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Move the table to another model while it is searched and kept up to date: embed beside it, compare, switch in one version.
+
+    Example: latent migrate --model BAAI/bge-small-en-v1.5 --if-better
+    """
+    from pipeline import migrate as use_case
+    from pipeline.judgments import read_judgments, read_queries
+
+    if (queries is None) != (qrels is None):
+        raise typer.BadParameter("give --queries and --qrels, or neither")
+    judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
+    settings = load(config, overrides)
+    log_to_terminal(verbose=False)
+    successor = {
+        "name": model,
+        "revision": revision,
+        "sha256": "",
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
+    }
+    with progress() as on_progress:
+        done = use_case.migrate(settings, successor, on_progress, judged=judged, if_better=if_better, switch=switch)
+    lines = [
+        _measures(f"{done.before_model}: ", done.before),
+        _measures(f"{done.model}: ", done.after),
+        "difference: " + _differences(done.compared),
+        f"switched: version {done.table_version}; 'latent rollback {done.former_version}' goes back; set [model] name = {json.dumps(done.model)}"
+        if done.table_version
+        else f"not switched: {done.table} is ready; the same command with --switch switches",
+    ]
+    printed(done.flat(), as_json, "\n".join(lines))
