@@ -85,6 +85,12 @@ POINTS = {
     "fence or restore: version": Point("pipeline.store.history", "make_version", "within", "*.lance/_versions"),
     "fence or restore: any instant": Point("pipeline.store.history", "make_version", "within"),
     "restored": Point("pipeline.store", "restore", "after"),
+    "both compared": Point("pipeline.migrate", "evaluate", "after"),
+    "before switch": Point("pipeline.store", "switch", "before"),
+    "mid-switch: rows": Point("pipeline.store", "switch", "within", "*.lance/data"),
+    "mid-switch: version": Point("pipeline.store", "switch", "within", "*.lance/_versions"),
+    "switched": Point("pipeline.store", "switch", "after"),
+    "mid-drop": Point("pipeline.store", "drop", "within", "*.lance/data"),
 }
 
 
@@ -93,9 +99,10 @@ class Errand:
     """What a process is to do, under which conditions, and where it ends."""
 
     config: Path
-    command: Literal["run", "maintain", "rollback"] = "run"
+    command: Literal["run", "maintain", "rollback", "migrate"] = "run"
     log: Path = Path(os.devnull)
     version: int = 0  # to roll back to
+    model: str = ""  # to migrate to
     retry: bool = False  # take quarantined documents again
     point: str = ""  # none: it ends by itself
     nth: int = 1
@@ -218,7 +225,7 @@ def _condition(errand: Errand) -> None:
 def _command(errand: Errand) -> None:
     from conftest import HereAndNow
 
-    from pipeline import run
+    from pipeline import migrate, run
     from pipeline.config import load
     from pipeline.engine import Engine
 
@@ -230,6 +237,8 @@ def _command(errand: Errand) -> None:
         run.maintain(config)
     elif errand.command == "rollback":
         run.rollback(config, str(errand.version))
+    elif errand.command == "migrate":
+        migrate.migrate(config, {"name": errand.model}, switch=True, engine=HereAndNow)
     else:
         run.embed(config, retry_quarantined=errand.retry, engine=with_ray if errand.engine == "ray" else HereAndNow)
 

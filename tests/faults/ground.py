@@ -112,17 +112,22 @@ class Ground:
 
     folder: Path
     model: Path
+    successor: Path  # a model that a table is migrated to
 
     def __post_init__(self) -> None:
         write(revision_a(), self.folder / "A")
         write(revision_b(), self.folder / "B")
         for path in ("unchanged.jsonl", "twin2.jsonl"):
             shutil.copy2(self.folder / "A" / path, self.folder / "B" / path)  # its time too
-        for name, source in (("clean-A", "A"), ("clean-B", "B")):
-            self._new(name)
+        for name, source, model in (
+            ("clean-A", "A", self.model),
+            ("clean-B", "B", self.model),
+            ("clean-migrated", "B", self.successor),
+        ):
+            self._new(name, model)
             self.put(source, self.folder / name)
             self._run(name)
-        self._new("empty")
+        self._new("empty", self.model)
         self.put("B", self.folder / "empty")
         shutil.copytree(self.folder / "clean-A", self.folder / "edited")
         self.put("B", self.folder / "edited")
@@ -136,11 +141,11 @@ class Ground:
         shutil.copytree(self.folder / "half-way", self.folder / "done")
         self._run("done")
 
-    def _new(self, name: str) -> None:
+    def _new(self, name: str, model: Path) -> None:
         (self.folder / name).mkdir(parents=True)
         (self.folder / name / "config.toml").write_text(
             f'[source]\nuri = "src/**"\nmetadata = ["n"]\n[chunk]\ntokens = 16\noverlap = 0\n'
-            f"[model]\nname = {json.dumps(str(self.model))}\n"
+            f"[model]\nname = {json.dumps(str(model))}\n"
         )
 
     def _run(self, name: str, *, point: str = "", nth: int = 1) -> None:
@@ -171,6 +176,10 @@ class Ground:
     @cached_property
     def after(self) -> Picture:
         return picture(store(self.folder / "clean-B"))
+
+    @cached_property
+    def migrated(self) -> Picture:
+        return picture(store(self.folder / "clean-migrated"))
 
     @cached_property
     def version_of_a(self) -> int:

@@ -75,7 +75,7 @@ def main() -> int:
     options = parser.parse_args()
     folder, started = Path(tempfile.mkdtemp(prefix="faults-")), time.monotonic()
     told.print(f"seed {options.seed}, in {folder}")
-    ground = Ground(folder, save_small_model(folder / "model"))
+    ground = Ground(folder, save_small_model(folder / "model"), save_small_model(folder / "successor", seed=2))
     chance = random.Random(options.seed)
     known = {way: strikes.rehearse(ground, *way) for way in strikes.WAYS}
     kills = [

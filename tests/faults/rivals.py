@@ -248,6 +248,6 @@ def meet(ground: Ground, name: str, case: str, chance: random.Random) -> Meeting
     with meeting.told():
         with Reader(meeting.place, ground, meeting, from_nothing=rivalry.state == "empty", goes_back=rivalry.goes_back):
             rivalry.play(meeting, chance)
-        judge(ground, meeting.place, meeting)
+        judge(ground.after, meeting.place, meeting)
     meeting.dismiss()
     return meeting

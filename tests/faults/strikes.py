@@ -19,14 +19,15 @@ from typing import Literal
 
 from driver import POINTS, Child, Errand
 from ground import Ground, store
-from picture import difference, picture, unnamed_files
+from picture import Picture, difference, picture, unnamed_files
 from reader import Findings, Reader
 
 from pipeline import run, survey
 from pipeline.config import load
+from pipeline.migrate import BESIDE
 from pipeline.verify import verify
 
-Command = Literal["run", "maintain", "rollback"]
+Command = Literal["run", "maintain", "rollback", "migrate"]
 Victim = Literal["driver", "worker", "node"]
 # What is done in which state, and what of it is struck: the points that such a run passes.
 WAYS: tuple[tuple[str, Command], ...] = (
@@ -35,6 +36,7 @@ WAYS: tuple[tuple[str, Command], ...] = (
     ("half-way", "run"),
     ("done", "rollback"),
     ("half-way", "maintain"),
+    ("edited", "migrate"),
 )
 MILLISECONDS = 0.005  # a commit takes about as long
 # With real Ray workers: who is struck, where, and within how many passes.
@@ -104,14 +106,16 @@ def play(ground: Ground, name: str, each: Round) -> Outcome:
     poison = each.blows[0].poison
     reader = partial(Reader, place, ground, outcome, from_nothing=each.state == "empty", poison=poison)
     with outcome.told():
-        with reader(at_once=each.command == "rollback"):
+        with reader(at_once=each.command in {"rollback", "migrate"}):
             for number, blow in enumerate(each.blows):
                 _strike(ground, place, each, blow, place / f"blow-{number}.log", outcome)
         with reader():
             if each.maintained and store(place).open() is not None:
                 _finish(Errand(place / "config.toml", "maintain", place / "between.log"), outcome)
+            if each.command == "migrate":
+                _finish_migration(ground, place, outcome)
             _finish(Errand(place / "config.toml", "run", place / "again.log", retry=bool(poison)), outcome)
-        judge(ground, place, outcome)
+        judge(ground.migrated if each.command == "migrate" else ground.after, place, outcome)
     return outcome
 
 
@@ -120,7 +124,7 @@ def _strike(ground: Ground, place: Path, each: Round, blow: Blow, log: Path, out
     conditions = {f.name: getattr(blow, f.name) for f in fields(blow) if f.name != "instant_s"}
     if each.command == "maintain":
         conditions["keep_s"] = time.time() - ground.made_at
-    errand = Errand(place / "config.toml", each.command, log, ground.version_of_a, **conditions)
+    errand = Errand(place / "config.toml", each.command, log, ground.version_of_a, str(ground.successor), **conditions)
     process = Child(errand)
     if blow.instant_s:
         time.sleep(blow.instant_s)
@@ -141,10 +145,18 @@ def _finish(errand: Errand, outcome: Outcome) -> None:
         outcome.wrong.append(f"{errand.command} afterwards ended with {code}: {errand.log.read_text()[-2000:]}")
 
 
-def judge(ground: Ground, place: Path, to: Findings) -> None:
+def _finish_migration(ground: Ground, place: Path, outcome: Outcome) -> None:
+    """Once more; one that is refused since all was done leaves nothing of it either."""
+    errand = Errand(place / "config.toml", "migrate", place / "migrated.log", model=str(ground.successor))
+    if Child(errand).wait() != 0 and "already" not in errand.log.read_text():
+        outcome.wrong.append(f"migrate afterwards: {errand.log.read_text()[-2000:]}")
+    outcome.wrong += [f"left beside the table: {path.name}" for path in place.glob(f"data/lancedb/*{BESIDE}*")]
+
+
+def judge(clean: Picture, place: Path, to: Findings) -> None:
     """The table against the clean run's of revision B; then nothing is left to do, and nothing left over."""
     config, table = load(place / "config.toml"), store(place)
-    found = difference(picture(table), ground.after)
+    found = difference(picture(table), clean)
     to.lost += found.lost
     to.doubled += found.doubled
     to.wrong += found.wrong
@@ -154,7 +166,7 @@ def judge(ground: Ground, place: Path, to: Findings) -> None:
         to.wrong.append(f"there is still something to do: {outlook.plan.documents}")
     run.maintain(config)
     to.wrong += [f"left over on disk: {name}" for name in unnamed_files(table)]
-    found = difference(picture(table), ground.after)
+    found = difference(picture(table), clean)
     to.wrong += [f"after clean-up: {what}" for what in (*found.lost, *found.doubled, *found.wrong)]
 
 
@@ -172,7 +184,12 @@ class Rehearsal:
 def rehearse(ground: Ground, state: str, command: Command) -> Rehearsal:
     place = ground.copy(state, f"rehearsal {command} {state}")
     errand = Errand(
-        place / "config.toml", command, place / "rehearsal.log", ground.version_of_a, keep_s=time.time() - ground.made_at
+        place / "config.toml",
+        command,
+        place / "rehearsal.log",
+        ground.version_of_a,
+        str(ground.successor),
+        keep_s=time.time() - ground.made_at,
     )
     started = time.monotonic()
     if Child(errand).wait() != 0:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import save_small_model
 from driver import POINTS
 from ground import Ground
 from harness import all_of
@@ -34,7 +35,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Ground:
-    return Ground(tmp_path_factory.mktemp("faults"), small_model)
+    successor = save_small_model(tmp_path_factory.mktemp("successor"), seed=2)
+    return Ground(tmp_path_factory.mktemp("faults"), small_model, successor)
 
 
 def test_after_a_kill_at_any_point_the_next_run_leaves_the_clean_runs_table(ground: Ground) -> None:
