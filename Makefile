@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run int8 test check faults bench pins audit clean
+.PHONY: run int8 space test check faults bench pins audit clean
 
 run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect flow, and three searches
 	$(BIN)/latent run --flow
@@ -11,6 +11,8 @@ run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect
 	@printf '\nnext:\n  $(BIN)/latent status\n  $(BIN)/latent search "your question" --where "kind = '"'function'"'"\n  edit a file in data/sample, then make run: only its changed passages are encoded\n  $(BIN)/latent init PATH --config mine.toml    your own documents\n'
 
 int8: .venv/ready-int8  ## what [model] precision = "int8" needs
+
+space: .venv/ready-space  ## what `latent map` and clusters by density need
 
 test: .venv/ready-dev  ## the whole suite, real engines, two files at a time
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -44,24 +46,29 @@ data/sample: | .venv/ready
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-int8.txt
 	touch $@
 
-.venv/ready-bench: .venv/ready-int8 requirements-bench.txt
+.venv/ready-space: .venv/ready requirements-space.txt
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-space.txt
+	touch $@
+
+.venv/ready-bench: .venv/ready-int8 .venv/ready-space requirements-bench.txt
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-bench.txt
 	touch $@
 
-.venv/ready-dev: .venv/ready-int8 requirements-dev.txt
+.venv/ready-dev: .venv/ready-int8 .venv/ready-space requirements-dev.txt
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt
 	touch $@
 
 PIN := UV_CUSTOM_COMPILE_COMMAND="make pins" uv pip compile --quiet --universal --generate-hashes --python-version 3.11
-pins:  ## the four lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
+pins:  ## the five lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
 	$(PIN) --extra model --no-emit-package torch --output-file requirements.txt pyproject.toml
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["int8"], sep="\n")' \
-	  | $(PIN) --constraint requirements.txt --output-file requirements-int8.txt -
-	$(PIN) --group dev --constraint requirements.txt --constraint requirements-int8.txt --output-file requirements-dev.txt
-	$(PIN) --group bench --constraint requirements.txt --constraint requirements-int8.txt --output-file requirements-bench.txt
+	for extra in int8 space; do \
+	  $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$$extra'], sep='\n')" \
+	  | $(PIN) --constraint requirements.txt --constraint requirements-torch.txt --no-emit-package torch --output-file requirements-$$extra.txt - || exit 1; done
+	$(PIN) --group dev $(foreach list,requirements requirements-int8 requirements-space,--constraint $(list).txt) --output-file requirements-dev.txt
+	$(PIN) --group bench $(foreach list,requirements requirements-int8 requirements-space,--constraint $(list).txt) --output-file requirements-bench.txt
 
 audit:  ## known vulnerabilities of what is pinned; needs pip-audit and the network
-	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-dev.txt
+	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-space.txt --requirement requirements-dev.txt
 	pip-audit --strict --disable-pip --no-deps --requirement requirements-torch.txt
 
 clean:  ## the environment and all data

@@ -9,6 +9,7 @@ checkpoint, and to resume is to plan again.
            plan      source state - table state
            chunk     documents -> chunks
            evaluate  how good an order of documents is
+           cluster   vectors -> groups, their words, their numbers over time
     edge   config    config.toml -> frozen Config
            source    files, buckets -> file states, document batches
            judgments queries and judgments from files
@@ -26,6 +27,7 @@ checkpoint, and to resume is to plan again.
            status    where the table stands: versions, runs
            search    retrieval, and its evaluation
            service   search over HTTP
+           space     the latent space: clusters
            init      a first config for your documents
            sample    Python's own documentation as a corpus
            cli       commands

@@ -205,6 +205,21 @@ class Search(_Section):
     candidates: PositiveInt = Field(50, description="passages that are reranked")
 
 
+class Cluster(_Section):
+    """How the table's passages are grouped."""
+
+    method: Literal["kmeans", "density"] = Field(
+        "kmeans", description="kmeans (every passage belongs somewhere) | density (with noise; needs the extra 'space')"
+    )
+    number: Literal["auto"] | PositiveInt = Field(
+        "auto", description="of clusters; auto: as many as two halves of the table agree on"
+    )
+    seed: int = Field(0, description="of what is left to chance")
+    labeller: str = Field(
+        "", pattern=r"^([\w.]+:\w+)?$", description="module:function that names topics, such as one that asks a language model"
+    )
+
+
 class Schedule(_Section):
     """When `latent serve` runs the job."""
 
@@ -222,6 +237,7 @@ class Config(_Section):
     ray: Ray = Ray()
     index: Index = Index()
     search: Search = Search()
+    cluster: Cluster = Cluster()
     schedule: Schedule = Schedule()
 
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import Desk, words
 
 LATENT = str(Path(sys.executable).with_name("latent"))
-COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "rollback", "serve")
+COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "rollback", "serve", "cluster", "evaluate", "migrate")
 
 
 def latent(desk: Desk, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from pipeline.cli import app, main
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-PURE = {"schema", "errors", "plan", "chunk", "evaluate"}
+PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster"}
 EDGE = {"source", "judgments", "model", "encode", "store", "engine"}
 HOMES = {
     "lance": {"store"},
@@ -27,6 +27,8 @@ HOMES = {
     "openvino": {"encode"},
     "nncf": {"encode"},
     "onnxruntime": {"encode"},
+    "sklearn": {"cluster"},
+    "evoc": {"cluster"},
     "prefect": {"flows"},
 }
 

@@ -105,7 +105,14 @@ def progress() -> Iterator[Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    told = {"survey": "reading", "start": "starting workers", "encode": "encoding", "done": "done"}
+    told = {
+        "survey": "reading",
+        "start": "starting workers",
+        "encode": "encoding",
+        "done": "done",
+        "centres": "looking for centres",
+        "assign": "assigning",
+    }
     with redirect_stdout(sys.stderr), Bars(*columns, console=words, transient=True) as bars:
         bar = bars.add_task("listing", total=None, tokens=0)
 

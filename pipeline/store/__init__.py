@@ -12,7 +12,7 @@ version may be ahead of the main table's by one commit), file systems without at
 while a run writes.
 
 `tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out; `history` goes back and cleans up; `indexes` are kept
-beside the rows, with the recall that `tuning` measures; `reading` is a version open for searches.
+beside the rows, with the recall that `tuning` measures; `reading` is a version open for searches; `derived` are tables worked out from it.
 """
 
 import os
@@ -20,10 +20,11 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before it is imported: it warns of empty parts of indexes and the like
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
+from pipeline.store.derived import Worked, batches, drawn, read_derived, rows_at, write_derived
 from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
-from pipeline.store.reading import Condition, Reading, Tuning, read_tuning
+from pipeline.store.reading import Condition, Reading, Tuning, matrix, read_tuning
 from pipeline.store.tables import (
     Asking,
     Side,
@@ -55,21 +56,27 @@ __all__ = [
     "Tuning",
     "Version",
     "Words",
+    "Worked",
     "asking_of",
+    "batches",
     "clean_up",
     "commit",
     "create",
+    "drawn",
     "drop",
     "foreign_changes",
     "former_specs",
     "indexes",
     "lance_errors",
     "leftovers",
+    "matrix",
     "metadata_fields",
     "missed_by_indexes",
+    "read_derived",
     "read_runs",
     "read_tuning",
     "restore",
+    "rows_at",
     "rows_committed",
     "sole_writer",
     "spec_of",
@@ -78,6 +85,7 @@ __all__ = [
     "update_indexes",
     "vectors_of",
     "versions",
+    "write_derived",
     "write_fragments",
     "write_runs",
 ]

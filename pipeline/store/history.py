@@ -24,6 +24,7 @@ from pipeline.store.commits import ATTEMPTS, CHANGES_ROWS, MESSAGE, PAUSE_S, mak
 from pipeline.store.lease import Lease
 from pipeline.store.reading import TUNING_KEY
 from pipeline.store.tables import (
+    DERIVED,
     FORMER_KEY,
     NAMED,
     SIDES,
@@ -137,7 +138,7 @@ def drop(store: Store) -> None:
 
     with lance_errors(f"{store.label} cannot be removed"):
         connection = lancedb.connect(store.uri, storage_options=store.options)
-        for side in (None, *SIDES):
+        for side in (None, *SIDES, *DERIVED):
             if store.open(side) is not None:
                 connection.drop_table(store.path(side).rpartition("/")[2].removesuffix(".lance"))
 
@@ -197,6 +198,7 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
         for side in SIDES:
             if (beside := store.open(side)) is not None:
                 dropped += _drop(beside, [v for v in _expired(beside) if v < names.get(side, beside.version)])
+        dropped += sum(_drop(beside, _expired(beside)) for name in DERIVED if (beside := store.open(name)) is not None)
         files = LanceFileSession(store.path(), storage_options=store.options)
         gone = orphans & leftovers(store)
         for path in sorted(gone):

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import lance
 import pyarrow as pa
@@ -28,6 +28,8 @@ NAMING = "latent.side."  # property of a commit: the version of a side table tha
 PATIENCE = {"timeout": "15s", "client_max_retries": "6", "client_retry_timeout": "20", "lance_aimd_max_retries": "0"}
 Side = Literal["files", "quarantine", "runs"]
 SIDES: dict[Side, pa.Schema] = {"files": FILES, "quarantine": QUARANTINE, "runs": RUNS}
+Derived = Literal["clusters", "assignments", "map"]  # worked out from the main table
+DERIVED: tuple[Derived, ...] = get_args(Derived)
 NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table, in one commit; runs are a diary
 
 
@@ -48,10 +50,10 @@ class Store:
         """What Lance is told of the store; None on a disk."""
         return PATIENCE | dict(self.storage_options) if "://" in self.uri else dict(self.storage_options) or None
 
-    def path(self, side: Side | None = None) -> str:
+    def path(self, side: Side | Derived | None = None) -> str:
         return f"{self.uri.rstrip('/')}/{self.name}{'_' + side if side else ''}.lance"
 
-    def open(self, side: Side | None = None, version: int | None = None) -> lance.LanceDataset | None:
+    def open(self, side: Side | Derived | None = None, version: int | None = None) -> lance.LanceDataset | None:
         """The table at a version, the newest by default; None where there is none yet."""
         with lance_errors(f"{self.label} cannot be opened"):
             try:
