@@ -10,6 +10,7 @@ checkpoint, and to resume is to plan again.
            chunk     documents -> chunks
            evaluate  how good an order of documents is
            cluster   vectors -> groups, their words, their numbers over time
+           directions  sums of vectors, and the way between two
     edge   config    config.toml -> frozen Config
            source    files, buckets -> file states, document batches
            judgments queries and judgments from files
@@ -27,7 +28,7 @@ checkpoint, and to resume is to plan again.
            status    where the table stands: versions, runs
            search    retrieval, and its evaluation
            service   search over HTTP
-           space     the latent space: clusters
+           space     the latent space: clusters, ways
            init      a first config for your documents
            sample    Python's own documentation as a corpus
            cli       commands

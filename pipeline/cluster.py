@@ -26,26 +26,8 @@ DIMENSIONS = 32  # that k-means sees: 20 Newsgroups' subjects come out better th
 STARTS = 10  # of k-means: the best is kept
 PER_CENTRE = 256  # rows, and
 LEAST_SAMPLE = 20_000  # rows in all: more do not move the centres of k-means much
-NUMBERS = (
-    4,
-    5,
-    6,
-    8,
-    10,
-    12,
-    16,
-    20,
-    25,
-    32,
-    40,
-    50,
-    64,
-    80,
-    100,
-    128,
-    160,
-    200,
-)  # two or three are clear in any corpus, and tell nothing
+# Two or three are clear in any corpus, and tell nothing.
+NUMBERS = (4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200)
 AGREED = 0.5  # adjusted Rand index of two halves
 AS_CLEAR = 0.9  # of the best silhouette
 HALVED = 20_000  # rows, to choose a number with

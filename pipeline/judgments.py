@@ -1,4 +1,4 @@
-"""Queries and judgments from files: Parquet, JSON lines, CSV, TSV, and TREC's four columns.
+"""Queries, judgments and analogies from files: Parquet, JSON lines, CSV, TSV, and TREC's four columns.
 
 Columns go by the names that collections use: BEIR (`_id`, `query-id`, `corpus-id`, `score`), TREC (`qid`, `docid`, `rel`) and plain ones.
 """
@@ -6,6 +6,7 @@ Columns go by the names that collections use: BEIR (`_id`, `query-id`, `corpus-i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,6 +52,25 @@ def read_judgments(path: Path) -> Judgments:
     except (TypeError, ValueError):
         raise SourceError(f"{path}: relevance {relevance!r:.40} of query {name}, wanted a whole number") from None
     return judgments
+
+
+@dataclass(frozen=True)
+class Analogy:
+    """a is to b as c is to what is expected."""
+
+    texts: tuple[str, ...]  # a, b, c and what is expected, in lower case
+    section: str
+
+
+def read_analogies(path: Path) -> list[Analogy]:
+    """Columns a, b, c, expected, and section if there is one. Raises SourceError where a column is missing, or a text."""
+    table = _table(path)
+    columns = [_column(path, table, [name]).cast(pa.string()).to_pylist() for name in ("a", "b", "c", "expected")]
+    sections = table["section"].to_pylist() if "section" in table.column_names else [""] * table.num_rows
+    rows = list(zip(*columns, strict=True))
+    if any(not text for row in rows for text in row):
+        raise SourceError(f"{path}: an empty text, wanted four in each row")
+    return [Analogy(tuple(t.strip().casefold() for t in row), str(s)) for row, s in zip(rows, sections, strict=True)]
 
 
 def _table(path: Path) -> pa.Table:

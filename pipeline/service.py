@@ -36,6 +36,8 @@ TOKEN = "LATENT_SEARCH_TOKEN"  # noqa: S105  the variable's name
 MOST_K = 1000
 MOST_BYTES = 64 << 10  # of a request's body
 MOST_CHARS = 10_000  # of a query
+MOST_TEXTS = 10  # that are added, or taken off
+Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARS)]
 
 
 class Asked(BaseModel):
@@ -43,7 +45,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    query: str = Field(min_length=1, max_length=MOST_CHARS)
+    query: str = Field("", max_length=MOST_CHARS, description="may be left out where there is plus")
     k: int = Field(10, ge=1, le=MOST_K)
     where: str | dict[str, Any] | None = Field(
         None, description="columns and the value, or list of values, they may have; or an SQL condition"
@@ -54,6 +56,8 @@ class Asked(BaseModel):
     per_document: bool = False
     context: int = Field(0, ge=0, le=10)
     exact: bool = False
+    plus: list[Text] = Field([], max_length=MOST_TEXTS, description="texts whose vectors are added to the query's")
+    minus: list[Text] = Field([], max_length=MOST_TEXTS, description="texts whose vectors are taken off it")
 
 
 class Found(BaseModel):

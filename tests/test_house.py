@@ -16,7 +16,7 @@ from pipeline.cli import app, main
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster"}
+PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions"}
 EDGE = {"source", "judgments", "model", "encode", "store", "engine"}
 HOMES = {
     "lance": {"store"},

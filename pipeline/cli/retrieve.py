@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="What you look for, in words.")],
+    query: Annotated[str, typer.Argument(help="What you look for, in words.")] = "",
     *,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
     where: Annotated[
@@ -32,16 +32,27 @@ def search(
     per_document: Annotated[bool, typer.Option("--per-document", help="At most one hit a document.")] = False,
     context: Annotated[int, typer.Option("--context", help="Passages before and after each hit.")] = 0,
     exact: Annotated[bool, typer.Option("--exact", help="Pass by the vector index.")] = False,
+    plus: Annotated[list[str] | None, typer.Option("--plus", help="Add a text's vector to the query's; may be repeated.")] = None,
+    minus: Annotated[list[str] | None, typer.Option("--minus", help="Take a text's vector off it; may be repeated.")] = None,
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Find the passages nearest to a query.
+    """Find the passages nearest to a query, or to a sum of texts.
 
     Example: latent search "how do I parse a date" -k 3 --where "kind = 'function'"
     """
     from pipeline.search import How, open_table
 
-    how = How(mode=mode, rerank=rerank, diversity=diversity, per_document=per_document, context=context, exact=exact)
+    how = How(
+        mode=mode,
+        rerank=rerank,
+        diversity=diversity,
+        per_document=per_document,
+        context=context,
+        exact=exact,
+        plus=plus or [],
+        minus=minus or [],
+    )
     hits = open_table(config, overrides).search(query, k, where, **how)
     lines = [
         f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{''.join(f'  {n}={v}' for n, v in hit.metadata.items())}"

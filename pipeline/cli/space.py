@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.cli.app import ConfigPath, Json, app, overrides
-from pipeline.cli.show import grid, log_to_terminal, printed, progress
+from pipeline.cli.show import gist, grid, log_to_terminal, printed, progress
 from pipeline.config import load
 
 
@@ -46,3 +46,48 @@ def cluster(
         if each.level == 0:
             topics.add_row(str(each.cluster_id), str(each.rows), each.label, each.titles[0])
     printed(done.flat(), as_json, "\n".join(line for line in lines if line), topics)
+
+
+@app.command()
+def between(
+    start: Annotated[str, typer.Argument(help="A text.")],
+    end: Annotated[str, typer.Argument(help="Another.")],
+    *,
+    steps: Annotated[int, typer.Option("--steps", help="Points on the way, both ends among them.")] = 8,
+    k: Annotated[int, typer.Option("-k", min=1, help="Passages at each.")] = 1,
+    where: Annotated[str | None, typer.Option("--where", help="An SQL condition over the columns.")] = None,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Walk from one text to another along the sphere, and show what lies on the way.
+
+    Example: latent between "read a file" "send an email" --steps 6
+    """
+    from pipeline.search import open_table
+    from pipeline.space import ways
+
+    way = ways.between(open_table(config, overrides), start, end, steps, k, where)
+    lines = [f"{step.at:.2f}  {hit.score:.3f}  {hit.doc_id}\n{'':13}{gist(hit.text)}" for step in way for hit in step.hits]
+    printed({"steps": [{"at": step.at, "hits": [hit.flat() for hit in step.hits]} for step in way]}, as_json, "\n".join(lines))
+
+
+@app.command()
+def analogy(
+    file: Annotated[Path, typer.Argument(help="Questions: a, b, c, expected, section; .parquet, .jsonl, .csv, .tsv.")],
+    *,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Ask "a is to b as c is to what?" of a table whose passages are words, and count the right answers.
+
+    Example: latent analogy questions.csv
+    """
+    from pipeline.search import open_table
+    from pipeline.space import ways
+
+    done = ways.analogies(open_table(config, overrides), file)
+    lines = [
+        f"{done.accuracy:.4f} of {done.questions} questions answered right; {done.skipped} left out: not all of their words are in the table",
+        *(f"  {share:.4f}  {section}" for section, share in done.sections.items()),
+    ]
+    printed(done, as_json, "\n".join(lines))

@@ -18,12 +18,13 @@ import pyarrow as pa
 
 from pipeline import model
 from pipeline.config import Config, Mode, load
+from pipeline.directions import combined
 from pipeline.encode import Encoder, Reranker
 from pipeline.errors import PipelineError, QueryError
 from pipeline.search.adapters import langchain_retriever, llama_index_retriever
 from pipeline.search.hit import Hit, hits, places_around, with_context
 from pipeline.search.ranking import diverse, first_of_each_document
-from pipeline.store import Condition, Reading
+from pipeline.store import Condition, Reading, Store
 from pipeline.survey import Scene, same_vectors, scene
 
 log = logging.getLogger("pipeline")
@@ -44,6 +45,8 @@ class How(TypedDict, total=False):
     per_document: bool  # at most one hit a document
     context: int  # passages before and after each hit
     exact: bool  # pass by the vector index
+    plus: Sequence[str]  # texts whose vectors are added to the query's, which may be empty then; mode vector only
+    minus: Sequence[str]  # texts whose vectors are taken off it
 
 
 @dataclass
@@ -87,6 +90,11 @@ class Table:
         return self._newest().reading.version
 
     @property
+    def place(self) -> Store:
+        """Where the table lies."""
+        return self._newest().at.store
+
+    @property
     def candidates(self) -> int:
         """How many passages are reranked."""
         return self._config.search.candidates
@@ -107,12 +115,12 @@ class Table:
         self, queries: Sequence[str], k: int = 10, where: Condition | None = None, **how: Unpack[How]
     ) -> list[list[Hit]]:
         """As `search` for each of the queries, all on one version: they are encoded together and asked side by side."""
-        if any(not query.strip() for query in queries):
+        if any(not query.strip() for query in queries) and not how.get("plus"):
             raise QueryError("the query is empty: give it a few words")
         asked = self._checked(k, how)
         view = self._newest()
         reading = view.reading
-        vectors = self._encoded(view, queries) if asked["mode"] != "text" else [None] * len(queries)
+        vectors = self._asked_for(view, queries, asked) if asked["mode"] != "text" else [None] * len(queries)
         with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(queries)) or 1) as pool:
             return list(pool.map(lambda query, vector: self._answer(reading, query, vector, k, where, asked), queries, vectors))
 
@@ -136,6 +144,20 @@ class Table:
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """The queries' unit vectors (n, dim), the query prompt put before each."""
         return self._encoded(self._newest(), queries)
+
+    def _asked_for(self, view: _View, queries: Sequence[str], how: How) -> Sequence[np.ndarray]:
+        """The vectors that queries ask for, with what is added to them and taken off."""
+        plus, minus = how.get("plus", ()), how.get("minus", ())
+        own = [query for query in queries if query.strip()]
+        vectors = self._encoded(view, [*own, *plus, *minus])
+        if not plus and not minus:
+            return list(vectors)
+        rest = iter(vectors[: len(own)])
+        added, taken = vectors[len(own) : len(own) + len(plus)], vectors[len(own) + len(plus) :]
+        found = [combined(np.stack([*([next(rest)] if query.strip() else []), *added]), taken) for query in queries]
+        if any(each is None for each in found):
+            raise QueryError("plus and minus cancel each other out: nothing is left to search for")
+        return [each for each in found if each is not None]
 
     def _encoded(self, view: _View, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         prompt = view.at.config.model.query_prompt
@@ -180,6 +202,8 @@ class Table:
             raise QueryError(f"diversity = {how['diversity']}, wanted 0 (by score alone) to 1")
         if how.get("context", 0) < 0:
             raise QueryError(f"context = {how['context']}, wanted 0 or more passages")
+        if (how.get("plus") or how.get("minus")) and (how.get("mode") or self._config.search.mode) != "vector":
+            raise QueryError("plus and minus are of vectors: search with mode vector")
         if how.get("rerank") and not self._config.search.reranker:
             raise QueryError("rerank: no cross-encoder is set: name one with [search] reranker")
         mode = how.get("mode") or self._config.search.mode
