@@ -11,6 +11,7 @@ checkpoint, and to resume is to plan again.
            evaluate  how good an order of documents is
            cluster   vectors -> groups, their words, their numbers over time
            directions  sums of vectors, and the way between two
+           layout    vectors -> points of a plane
     edge   config    config.toml -> frozen Config
            source    files, buckets -> file states, document batches
            judgments queries and judgments from files
@@ -28,7 +29,7 @@ checkpoint, and to resume is to plan again.
            status    where the table stands: versions, runs
            search    retrieval, and its evaluation
            service   search over HTTP
-           space     the latent space: clusters, ways
+           space     the latent space: clusters, maps, ways
            init      a first config for your documents
            sample    Python's own documentation as a corpus
            cli       commands

@@ -16,7 +16,7 @@ from pipeline.cli import app, main
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions"}
+PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions", "layout"}
 EDGE = {"source", "judgments", "model", "encode", "store", "engine"}
 HOMES = {
     "lance": {"store"},
@@ -27,7 +27,10 @@ HOMES = {
     "openvino": {"encode"},
     "nncf": {"encode"},
     "onnxruntime": {"encode"},
-    "sklearn": {"cluster"},
+    "sklearn": {"cluster", "layout"},
+    "umap": {"layout"},
+    "embedding_atlas": {"space"},
+    "matplotlib": {"space"},
     "evoc": {"cluster"},
     "prefect": {"flows"},
 }
@@ -77,7 +80,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_readme_shows_every_command() -> None:
     for command in app.registered_commands:
-        assert f"latent {command.callback.__name__}" in README
+        assert f"latent {command.name or command.callback.__name__}" in README
 
 
 def commands_of_the_readme() -> list[str]:

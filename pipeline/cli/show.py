@@ -112,6 +112,7 @@ def progress() -> Iterator[Any]:
         "done": "done",
         "centres": "looking for centres",
         "assign": "assigning",
+        "map": "drawing",
     }
     with redirect_stdout(sys.stderr), Bars(*columns, console=words, transient=True) as bars:
         bar = bars.add_task("listing", total=None, tokens=0)

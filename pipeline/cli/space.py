@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from pipeline.cli.app import ConfigPath, Json, app, overrides
-from pipeline.cli.show import gist, grid, log_to_terminal, printed, progress
+from pipeline.cli.show import gist, grid, log_to_terminal, printed, progress, words
 from pipeline.config import load
 
 
@@ -91,3 +92,42 @@ def analogy(
         *(f"  {share:.4f}  {section}" for section, share in done.sections.items()),
     ]
     printed(done, as_json, "\n".join(lines))
+
+
+@app.command(name="map")
+def map_(
+    *,
+    picture: Annotated[list[Path] | None, typer.Option("--picture", help="Draw it: .png, .svg or .pdf; may be repeated.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Folder for a page to walk about in; works offline.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Serve that page on this machine and open it in the browser.")] = False,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Lay the passages out on a plane: a picture with named regions, and a page to zoom, search, filter and read.
+
+    Example: latent map --picture map.png --html map --open
+    """
+    from pipeline.space import maps
+
+    settings = load(config, overrides)
+    log_to_terminal(verbose=False)
+    with progress() as on_progress:
+        drawn = maps.draw_map(settings, on_progress)
+    pictures = picture or ([] if html or show else [Path("map.png")])
+    for file in pictures:
+        maps.save_picture(drawn, file, f"{settings.table.name}, version {drawn.table_version}: {drawn.rows.num_rows:,} passages")
+    folder = html or (Path(f"{settings.table.name}-map") if show else None)
+    if folder:
+        maps.save_page(settings, drawn, folder)
+    lines = [
+        f"{drawn.rows.num_rows} passages of version {drawn.table_version} on a plane: table {drawn.map_table}",
+        *(f"picture: {file}" for file in pictures),
+        *([f"page: {folder}; any web server shows it, or 'latent map --html {folder} --open'"] if folder else []),
+    ]
+    told = {"map_table": drawn.map_table, "table_version": drawn.table_version, "rows": drawn.rows.num_rows}
+    printed(
+        told | {"pictures": [str(file) for file in pictures], "page": str(folder) if folder else None}, as_json, "\n".join(lines)
+    )
+    if show and folder:
+        sys.stdout.flush()
+        maps.show_page(folder, lambda url: words.print(f"{url}, until Ctrl-C", highlight=False))

@@ -1,0 +1,194 @@
+"""`latent map`: the table's passages on a plane, as a table, a picture, and a page to walk about in.
+
+The page is Embedding Atlas (https://apple.github.io/embedding-atlas/), a folder of its own with the data in it: no request leaves the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+import webbrowser
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import store
+from pipeline.config import Config
+from pipeline.errors import ConfigError, QueryError, StoreError
+from pipeline.layout import LEAST, Plane
+from pipeline.run import quiet
+from pipeline.schema import OWN_COLUMNS, Progress
+from pipeline.space.clusters import cluster
+from pipeline.store import Store
+from pipeline.survey import OnProgress, store_of
+
+FITTED = 100_000  # rows that the plane is fitted on; others are placed on it
+PLACED_AT_ONCE = 20_000
+PAGE_CHARS = 2_000  # of a passage, on the page
+LABELS = 30  # on a picture
+# Okabe & Ito's colours, and lighter ones of the same hues: told apart by the colour-blind. https://jfly.uni-koeln.de/color/
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
+NOISE_COLOUR = "#D8D8D8"
+
+
+@dataclass(frozen=True)
+class Map:
+    """The table on a plane."""
+
+    table_version: int
+    map_table: str
+    rows: pa.Table = field(repr=False)  # chunk_id, x, y, cluster_id, topic, and `neighbours` where the plane was fitted on all
+    regions: Sequence[tuple[float, float, str, int]] = field(repr=False)  # x, y, label, level: the middle of each cluster and group
+
+
+def draw_map(config: Config, on_progress: OnProgress = quiet) -> Map:
+    """Lay the newest version out on a plane, with its clusters, which are made first where there are none of it, and write the table `NAME_map`.
+
+    Raises QueryError where there is too little to draw, ConfigError where umap-learn is missing.
+    """
+    place = store_of(config)
+    table = place.opened()
+    version, count = int(table.version), table.count_rows()
+    if count < LEAST:
+        raise QueryError(f"{place.label} has {count} passages: too few for a map, wanted {LEAST}")
+    worked = store.read_derived(place, "clusters")
+    if worked is None or worked.told["table_version"] != version:
+        cluster(config, on_progress)
+    on_progress(Progress("map", 0, count))
+    seed = config.cluster.seed
+    fitted = store.drawn(place, version, FITTED, seed)
+    plane = Plane(store.matrix(store.rows_at(place, version, fitted, ["vector"])["vector"].combine_chunks()), seed)
+    points = np.empty((count, 2), np.float32)
+    points[fitted] = plane.layout.points
+    rest = np.setdiff1d(np.arange(count), fitted)
+    for start in range(0, len(rest), PLACED_AT_ONCE):
+        some = rest[start : start + PLACED_AT_ONCE]
+        points[some] = plane.place(store.matrix(store.rows_at(place, version, some, ["vector"])["vector"].combine_chunks()))
+        on_progress(Progress("map", len(fitted) + start, count))
+    columns = {"x": points[:, 0], "y": points[:, 1]}
+    if not len(rest):
+        columns["neighbours"] = pa.array(plane.layout.neighbours.tolist(), pa.list_(pa.int32()))
+        columns["distances"] = pa.array(plane.layout.distances.tolist(), pa.list_(pa.float32()))
+    return _written(place, version, columns)
+
+
+def _written(place: Store, version: int, columns: dict[str, Any]) -> Map:
+    """With the cluster of each row and its topic."""
+    assigned, clusters = (store.read_derived(place, name) for name in ("assignments", "clusters"))
+    if assigned is None or clusters is None or assigned.rows.num_rows != len(columns["x"]):
+        raise StoreError(f"{place.label}: its clusters were made anew meanwhile: run 'latent map' again")
+    ids = assigned.rows["cluster_id"].to_numpy()
+    groups = clusters.rows.select(["cluster_id", "parent", "level", "label"]).to_pylist()
+    names = {row["cluster_id"]: row["label"] for row in groups}
+    rows = pa.table(
+        {
+            "chunk_id": assigned.rows["chunk_id"],
+            "cluster_id": ids,
+            "topic": [names.get(each, "") for each in ids.tolist()],
+            **columns,
+        }
+    )
+    store.write_derived(place, "map", rows, {"table_version": version})
+    points = np.stack([rows["x"].to_numpy(), rows["y"].to_numpy()], 1)
+    regions, inside = [], {row["cluster_id"]: {row["cluster_id"]} for row in groups}
+    for row in sorted(groups, key=lambda row: row["level"]):
+        if row["parent"] is not None:
+            inside[row["parent"]] |= inside[row["cluster_id"]]
+        member = points[np.isin(ids, list(inside[row["cluster_id"]]))]
+        if len(member):
+            x, y = np.median(member, 0).tolist()
+            regions.append((x, y, row["label"], row["level"]))
+    return Map(version, f"{place.name}_map", rows, regions)
+
+
+def save_picture(drawn: Map, file: Path, title: str) -> None:
+    """The map as PNG, SVG or PDF, by the file's ending: a colour and a name for each cluster, the largest named first. Raises ConfigError."""
+    try:
+        from adjustText import adjust_text
+        from matplotlib import patheffects
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("a picture needs matplotlib and adjustText: run 'make space', or pip install 'latent[space]'") from None
+    if file.suffix not in {".png", ".svg", ".pdf"}:
+        raise ConfigError(f"--picture {file}: wanted a name that ends in .png, .svg or .pdf")
+    ids, sizes = np.unique(drawn.rows["cluster_id"].to_numpy(), return_counts=True)
+    colour = {int(each): COLOURS[place % len(COLOURS)] for place, each in enumerate(ids[np.argsort(-sizes)])} | {-1: NOISE_COLOUR}
+    figure = Figure(figsize=(12, 12), layout="constrained")
+    axes = figure.add_subplot()
+    x, y = drawn.rows["x"].to_numpy(), drawn.rows["y"].to_numpy()
+    size = np.clip(40_000 / len(x), 0.4, 25)
+    axes.scatter(
+        x, y, s=size, c=[colour[each] for each in drawn.rows["cluster_id"].to_pylist()], alpha=0.6, linewidths=0, rasterized=True
+    )
+    named = sorted(
+        (r for r in drawn.regions if r[3] == 0), key=lambda r: -sum(1 for t in drawn.rows["topic"].to_pylist() if t == r[2])
+    )[:LABELS]
+    outline = [patheffects.withStroke(linewidth=3, foreground="white")]
+    texts = [axes.text(rx, ry, label, fontsize=11, ha="center", va="center", path_effects=outline) for rx, ry, label, _ in named]
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    axes.set_title(title, loc="left", fontsize=13)
+    adjust_text(texts, ax=axes, arrowprops={"arrowstyle": "-", "color": "#444444", "lw": 0.8})
+    figure.savefig(file, dpi=150, bbox_inches="tight", metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def save_page(config: Config, drawn: Map, folder: Path) -> None:
+    """The map as a page: to zoom, search, filter by metadata, colour by any column, click a point and read its text and its neighbours.
+
+    A folder that any web server can serve, and that asks nothing of others. Raises ConfigError where embedding-atlas is missing.
+    """
+    try:
+        from embedding_atlas.data_source import DataSource
+        from embedding_atlas.options import make_embedding_atlas_props
+    except ImportError:
+        raise ConfigError("a page needs embedding-atlas: run 'make space', or pip install 'latent[space]'") from None
+    place = store_of(config)
+    names = place.opened(drawn.table_version).schema.names
+    kept = ["doc_id", "text", *(name for name in names if name not in OWN_COLUMNS)]
+    rows = store.rows_at(place, drawn.table_version, np.arange(drawn.rows.num_rows), kept)
+    told = pa.table(
+        {
+            "row": np.arange(rows.num_rows),
+            **{name: rows[name] for name in kept if name != "text"},
+            "text": [text[:PAGE_CHARS] for text in rows["text"].to_pylist()],
+            "topic": drawn.rows["topic"],
+            "x": drawn.rows["x"],
+            "y": drawn.rows["y"],
+        }
+    )
+    if "neighbours" in drawn.rows.column_names:
+        near = zip(drawn.rows["neighbours"].to_pylist(), drawn.rows["distances"].to_pylist(), strict=True)
+        told = told.append_column("neighbours", pa.array([{"ids": ids, "distances": far} for ids, far in near]))
+    labels = [{"x": x, "y": y, "text": label, "level": level, "priority": level} for x, y, label, level in drawn.regions]
+    props = make_embedding_atlas_props(
+        row_id="row",
+        x="x",
+        y="y",
+        text="text",
+        labels=labels,
+        neighbors="neighbours" if "neighbours" in told.column_names else None,
+    )
+    with as_file(files("embedding_atlas") / "static") as static:
+        source = DataSource(f"{place.name} {drawn.table_version}", told.to_pandas(), {"props": props})
+        source.export_to_folder(str(static), str(folder))
+
+
+def show_page(folder: Path, on_ready: Callable[[str], None], port: int = 0) -> None:
+    """Serve a page on loopback and open it in the browser, until Ctrl-C."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        on_ready(url)
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        server.serve_forever()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing: a page asks for many files."""

@@ -1,0 +1,164 @@
+"""The map: a table, a picture, and a page that is walked about in by a real browser."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import Desk
+from test_cluster import TOPICS, corpus
+
+from pipeline.cli import main
+from pipeline.errors import ConfigError, QueryError
+from pipeline.layout import Plane
+from pipeline.space import maps
+from pipeline.store import read_derived
+from pipeline.survey import store_of
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRAWN_BY_THE_CPU = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+
+
+@pytest.fixture(scope="module")
+def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    desk = desk_for(tmp_path_factory.mktemp("map"), metadata=["topic"], more=f"[cluster]\nnumber = {TOPICS}\n")
+    desk.write("a.jsonl", corpus(TOPICS, 40))
+    desk.embed()
+    return desk
+
+
+@pytest.fixture(scope="module")
+def drawn(desk: Desk) -> maps.Map:
+    return maps.draw_map(desk.config)
+
+
+def test_what_is_near_in_the_space_is_near_on_the_map(desk: Desk, drawn: maps.Map) -> None:
+    rows = read_derived(store_of(desk.config), "map").rows
+    assert rows.equals(drawn.rows.replace_schema_metadata(rows.schema.metadata))
+    assert rows["chunk_id"].to_pylist() == desk.table()["chunk_id"].to_pylist()
+    points = np.stack([rows["x"].to_numpy(), rows["y"].to_numpy()], 1)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    clusters = rows["cluster_id"].to_numpy()
+    assert (clusters[apart.argmin(1)] == clusters).mean() > 0.95
+    near = rows["neighbours"].to_pylist()
+    assert all(i not in some for i, some in enumerate(near))
+    assert np.mean([clusters[some[0]] == clusters[i] for i, some in enumerate(near)]) > 0.95
+    assert len([r for r in drawn.regions if r[3] == 0]) == TOPICS
+
+
+def test_it_is_the_same_again_and_new_rows_are_placed_on_it(drawn: maps.Map, desk: Desk) -> None:
+    vectors = np.stack(list(desk.vectors().values()))
+    clusters = drawn.rows["cluster_id"].to_numpy()
+    one, other = (Plane(vectors[::2], 3) for _ in range(2))
+    assert np.array_equal(one.layout.points, other.layout.points)
+    placed = one.place(vectors[1::2])
+    nearest = np.linalg.norm(placed[:, None] - one.layout.points[None], axis=2).argmin(1)
+    assert (clusters[::2][nearest] == clusters[1::2]).mean() > 0.9
+
+
+def test_a_picture_has_a_colour_and_a_name_for_each_topic(drawn: maps.Map, tmp_path: Path) -> None:
+    for name in ("map.png", "map.svg"):
+        maps.save_picture(drawn, tmp_path / name, "docs")
+    pixels = (matplotlib.image.imread(tmp_path / "map.png")[..., :3] * 255).astype(int)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert (tmp_path / "map.svg").read_text().startswith("<?xml")
+    with pytest.raises(ConfigError, match="wanted a name that ends in"):
+        maps.save_picture(drawn, tmp_path / "map.bmp", "docs")
+
+
+def test_a_table_too_small_for_a_map_is_one_line(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path)
+    desk.write("a.jsonl", corpus(1, 3))
+    desk.embed()
+    with pytest.raises(QueryError, match="3 passages: too few for a map, wanted 5"):
+        maps.draw_map(desk.config)
+
+
+def test_the_command_writes_pictures_and_the_page(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--picture", str(tmp_path / "m.png"), "--html", str(tmp_path / "page"), "--json", "--config", str(desk.config_path)]
+    monkeypatch.setattr(sys, "argv", ["latent", "map", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["map_table"], told["rows"]) == ("docs_map", TOPICS * 40)
+    assert (tmp_path / "m.png").stat().st_size > 10_000
+    assert (tmp_path / "page/index.html").exists()
+
+
+@pytest.fixture
+def page(desk: Desk, drawn: maps.Map, tmp_path: Path) -> Iterator[str]:
+    maps.save_page(desk.config, drawn, tmp_path / "page")
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(maps._Quiet, directory=str(tmp_path / "page"))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_in_a_browser_points_are_drawn_a_search_narrows_them_and_a_click_shows_the_text(page: str, desk: Desk) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=DRAWN_BY_THE_CPU)
+        tab = browser.new_page(viewport={"width": 1400, "height": 900})
+        asked: list[str] = []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(page)
+        tab.get_by_text(f"{TOPICS * 40} / {TOPICS * 40} points").wait_for(timeout=60_000)
+        canvas = tab.locator("canvas").first
+        canvas.wait_for()
+        tab.wait_for_timeout(2000)
+        assert of_colour(canvas.screenshot(), blue) > 200, "points are drawn"
+
+        tab.mouse.click(20, 56)
+        word = desk.table()["text"].to_pylist()[0].split()[0]
+        tab.locator("input[type=search]").fill(word)
+        tab.get_by_text("results.").wait_for(timeout=30_000)
+        found = int(tab.get_by_text("results.").inner_text().split()[0])
+        assert found == len([text for text in desk.table()["text"].to_pylist() if word in text.split()])
+        tab.wait_for_timeout(1000)
+        shot = canvas.screenshot()
+        assert of_colour(shot, orange) > 100, "what is found stands out"
+
+        box = canvas.bounding_box()
+        y, x = middle(shot, orange)
+        shown = tab.get_by_text(word).count()
+        tab.mouse.move(box["x"] + x, box["y"] + y)
+        tab.mouse.click(box["x"] + x, box["y"] + y)
+        tab.wait_for_timeout(1500)
+        assert tab.get_by_text(word).count() > shown, "the passage is shown"
+        browser.close()
+    assert {url for url in asked if not url.startswith((page, "blob:", "data:"))} == set(), "no request leaves the machine"
+
+
+def blue(rgb: np.ndarray) -> np.ndarray:
+    return (rgb[..., 2] > rgb[..., 0] + 0.2) & (rgb[..., 2] > 0.4)
+
+
+def orange(rgb: np.ndarray) -> np.ndarray:
+    return (rgb[..., 0] > 0.7) & (rgb[..., 2] < 0.3)
+
+
+def of_colour(shot: bytes, colour: Callable[[np.ndarray], np.ndarray]) -> int:
+    return int(colour(matplotlib.image.imread(io.BytesIO(shot))[..., :3]).sum())
+
+
+def middle(shot: bytes, colour: Callable[[np.ndarray], np.ndarray]) -> tuple[int, int]:
+    """A pixel of this colour."""
+    where = np.argwhere(colour(matplotlib.image.imread(io.BytesIO(shot))[..., :3]))
+    y, x = where[len(where) // 2]
+    return int(y), int(x)
