@@ -28,7 +28,7 @@ from pipeline.space.clusters import cluster
 from pipeline.store import Store
 from pipeline.survey import OnProgress, store_of
 
-FITTED = 100_000  # rows that the plane is fitted on; others are placed on it
+FITTED = 100_000  # rows that the plane is fitted on, in some two minutes on one core; others are placed on it
 PLACED_AT_ONCE = 20_000
 PAGE_CHARS = 2_000  # of a passage, on the page
 LABELS = 30  # on a picture
