@@ -57,14 +57,20 @@ def test_what_is_near_in_the_space_is_near_on_the_map(desk: Desk, drawn: maps.Ma
     assert len([r for r in drawn.regions if r[3] == 0]) == TOPICS
 
 
-def test_it_is_the_same_again_and_new_rows_are_placed_on_it(drawn: maps.Map, desk: Desk) -> None:
+def test_rows_that_the_plane_was_not_fitted_on_are_placed_among_their_like(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "FITTED", 120)
+    drawn = maps.draw_map(desk.config)
+    assert "neighbours" not in drawn.rows.column_names
+    points, clusters = np.stack([drawn.rows[c].to_numpy() for c in "xy"], 1), drawn.rows["cluster_id"].to_numpy()
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert (clusters[apart.argmin(1)] == clusters).mean() > 0.9
+
+
+def test_a_plane_is_the_same_again(desk: Desk) -> None:
     vectors = np.stack(list(desk.vectors().values()))
-    clusters = drawn.rows["cluster_id"].to_numpy()
-    one, other = (Plane(vectors[::2], 3) for _ in range(2))
-    assert np.array_equal(one.layout.points, other.layout.points)
-    placed = one.place(vectors[1::2])
-    nearest = np.linalg.norm(placed[:, None] - one.layout.points[None], axis=2).argmin(1)
-    assert (clusters[::2][nearest] == clusters[1::2]).mean() > 0.9
+    one, other = (Plane(vectors, 3).layout for _ in range(2))
+    assert np.array_equal(one.points, other.points)
 
 
 def test_a_picture_has_a_colour_and_a_name_for_each_topic(drawn: maps.Map, tmp_path: Path) -> None:

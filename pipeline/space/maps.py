@@ -29,7 +29,6 @@ from pipeline.store import Store
 from pipeline.survey import OnProgress, store_of
 
 FITTED = 100_000  # rows that the plane is fitted on, in some two minutes on one core; others are placed on it
-PLACED_AT_ONCE = 20_000
 PAGE_CHARS = 2_000  # of a passage, on the page
 LABELS = 30  # on a picture
 # Okabe & Ito's colours, and lighter ones of the same hues: told apart by the colour-blind. https://jfly.uni-koeln.de/color/
@@ -66,22 +65,32 @@ def draw_map(config: Config, on_progress: OnProgress = quiet) -> Map:
     plane = Plane(store.matrix(store.rows_at(place, version, fitted, ["vector"])["vector"].combine_chunks()), seed)
     points = np.empty((count, 2), np.float32)
     points[fitted] = plane.layout.points
-    rest = np.setdiff1d(np.arange(count), fitted)
-    for start in range(0, len(rest), PLACED_AT_ONCE):
-        some = rest[start : start + PLACED_AT_ONCE]
-        points[some] = plane.place(store.matrix(store.rows_at(place, version, some, ["vector"])["vector"].combine_chunks()))
-        on_progress(Progress("map", len(fitted) + start, count))
+    if len(fitted) < count:
+        _place_others(place, version, plane, fitted, points, on_progress)
     columns = {"x": points[:, 0], "y": points[:, 1]}
-    if not len(rest):
+    if len(fitted) == count:
         columns["neighbours"] = pa.array(plane.layout.neighbours.tolist(), pa.list_(pa.int32()))
         columns["distances"] = pa.array(plane.layout.distances.tolist(), pa.list_(pa.float32()))
     return _written(place, version, columns)
 
 
+def _place_others(  # noqa: PLR0917
+    place: Store, version: int, plane: Plane, fitted: np.ndarray, points: np.ndarray, on_progress: OnProgress
+) -> None:
+    """Into `points`, one reading of the table."""
+    start = 0
+    for batch in store.batches(place, version, ["vector"]):
+        others = np.setdiff1d(np.arange(start, start + batch.num_rows), fitted)
+        if len(others):
+            points[others] = plane.place(store.matrix(batch["vector"])[others - start])
+        start += batch.num_rows
+        on_progress(Progress("map", start, len(points)))
+
+
 def _written(place: Store, version: int, columns: dict[str, Any]) -> Map:
     """With the cluster of each row and its topic."""
     assigned, clusters = (store.read_derived(place, name) for name in ("assignments", "clusters"))
-    if assigned is None or clusters is None or assigned.rows.num_rows != len(columns["x"]):
+    if assigned is None or clusters is None or not version == assigned.told["table_version"] == clusters.told["table_version"]:
         raise StoreError(f"{place.label}: its clusters were made anew meanwhile: run 'latent map' again")
     ids = assigned.rows["cluster_id"].to_numpy()
     groups = clusters.rows.select(["cluster_id", "parent", "level", "label"]).to_pylist()
