@@ -7,11 +7,13 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import BuiltinFunctionType
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from ray import cloudpickle
+from ray.experimental import tqdm_ray
 
 from pipeline.engine import Casualty, Claims, Crew, Engine, Finished
 from pipeline.engine.claims import Book
@@ -127,6 +129,12 @@ def test_a_process_that_can_do_no_more_is_replaced_and_only_the_document_that_br
         outcomes = list(engine.work([shard("a", "b"), shard("c", "breaking"), shard("d"), shard("e", "f")]))
     assert names_of(outcomes, Casualty) == ["breaking"]
     assert names_of(outcomes, Finished) == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_print_is_left_as_it_is() -> None:
+    with Engine(Crew(most=1), Fragile, 1):
+        tqdm_ray.instance()  # as the first line that a worker logs does: numba compiles nothing under another print
+    assert isinstance(print, BuiltinFunctionType)
 
 
 def test_workers_that_die_of_everything_end_the_work_with_one_error() -> None:

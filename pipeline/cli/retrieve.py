@@ -43,6 +43,8 @@ def search(
     """
     from pipeline.search import How, open_table
 
+    if not query.strip() and not plus:
+        raise typer.BadParameter("give a query, or --plus")
     how = How(
         mode=mode,
         rerank=rerank,

@@ -120,6 +120,7 @@ class Engine:
         """Raises EngineError where Ray does not start or the cluster does not answer."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # the print it would put in place is one that numba cannot compile
         if self._crew.address == "local":
             # Ray listens on all interfaces, unless it takes this machine for one of those it makes no clusters of: then on loopback.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
