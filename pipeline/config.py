@@ -220,6 +220,14 @@ class Cluster(_Section):
     )
 
 
+class Duplicates(_Section):
+    """Which passages say the same."""
+
+    similarity: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="cosine from which on two passages are near-duplicates"
+    )
+
+
 class Schedule(_Section):
     """When `latent serve` runs the job."""
 
@@ -238,6 +246,7 @@ class Config(_Section):
     index: Index = Index()
     search: Search = Search()
     cluster: Cluster = Cluster()
+    duplicates: Duplicates = Duplicates()
     schedule: Schedule = Schedule()
 
 

@@ -176,7 +176,7 @@ def rollback(config: Config, to: str) -> RolledBack:
     """
     place = store_of(config)
     place.opened()
-    version = _version_of(place, to)
+    version = version_of(place, to)
     run_id = new_run_id()
     with store.sole_writer(place, run_id) as lease:
         done = store.restore(place, lease, version, f"rollback to version {version}")
@@ -184,7 +184,8 @@ def rollback(config: Config, to: str) -> RolledBack:
         return RolledBack(run_id, version, done, store.state_of(place).held.num_rows, place.opened().count_rows())
 
 
-def _version_of(place: Store, to: str) -> int:
+def version_of(place: Store, to: str) -> int:
+    """The version that is meant by its number, or by the run at the end of which it stood. Raises QueryError where there is no such run."""
     runs = {row["run_id"]: row["table_version"] for row in store.read_runs(place).to_pylist() if row["status"] != "running"}
     if not to.isdigit() and to not in runs:
         raise QueryError(f"no run {to!r} of {place.label}: give a version's number or a run, 'latent status' lists both")

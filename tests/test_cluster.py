@@ -128,6 +128,7 @@ def test_many_clusters_have_groups_above_them(desk: Desk) -> None:
     assert clusters.cluster(asked(desk, number=24)).kept == 24
 
 
+@pytest.mark.slow  # a minute and more of compiling
 def test_density_leaves_what_is_like_nothing_as_noise(desk: Desk) -> None:
     stray = [{"id": f"stray{i}", "text": words(450 + i), "topic": None} for i in range(10)]
     desk.write("b.jsonl", stray)

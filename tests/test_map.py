@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import json
+import re
 import shutil
 import sys
 import threading
@@ -22,6 +24,8 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError, QueryError
 from pipeline.layout import Plane
 from pipeline.space import maps
+from pipeline.space.changes import save_report
+from pipeline.space.drift import drift
 from pipeline.store import read_derived
 from pipeline.survey import store_of
 
@@ -168,3 +172,23 @@ def middle(shot: bytes, colour: Callable[[np.ndarray], np.ndarray]) -> tuple[int
     where = np.argwhere(colour(matplotlib.image.imread(io.BytesIO(shot))[..., :3]))
     y, x = where[len(where) // 2]
     return int(y), int(x)
+
+
+def test_a_change_report_is_one_file_that_asks_for_nothing(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path, metadata=["topic"], more=f"[cluster]\nnumber = {TOPICS}\n")
+    desk.write("a.jsonl", corpus(TOPICS, 20))
+    desk.embed()
+    desk.write("b.jsonl", [row | {"id": f"<b>{row['id']}"} for row in corpus(TOPICS, 5, seed=5)])
+    desk.embed()
+    found = drift(desk.config)
+    save_report(found, "<docs>", tmp_path / "new/changes.html")
+    told = (tmp_path / "new/changes.html").read_text()
+    assert "No alarm." in told
+    assert "30 documents are new" in told
+    assert "<h1>&lt;docs&gt;" in told
+    assert "<b>" not in told, "what documents hold is no markup"
+    assert all(topic.label in told for topic in found.topics)
+    assert "http" not in told
+    assert re.findall(r"""(?:src|href|url)[=(]["']?([^"':)]*)""", told) == ["data"]
+    image = matplotlib.image.imread(io.BytesIO(base64.b64decode(re.search(r"base64,([A-Za-z0-9+/=]+)", told)[1])))
+    assert len(np.unique((image[..., :3] * 255).astype(int).reshape(-1, 3), axis=0)) > TOPICS

@@ -22,8 +22,9 @@ from pipeline.survey import store_of
 PUBLISHED_NDCG_10, PUBLISHED_RECALL_100 = 0.64508, 0.92500
 
 
+@pytest.mark.slow  # two to five minutes each
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("precision", "loss"), [("auto", 0.0005), pytest.param("int8", 0.005, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("precision", "loss"), [("auto", 0.0005), ("int8", 0.005)])
 def test_exact_search_over_scifact_gives_the_published_figures(shared: Path, tmp_path: Path, precision: str, loss: float) -> None:
     config = tmp_path / "config.toml"
     config.write_text(

@@ -113,6 +113,7 @@ def progress() -> Iterator[Any]:
         "centres": "looking for centres",
         "assign": "assigning",
         "map": "drawing",
+        "compare": "comparing",
     }
     with redirect_stdout(sys.stderr), Bars(*columns, console=words, transient=True) as bars:
         bar = bars.add_task("listing", total=None, tokens=0)

@@ -11,6 +11,9 @@ import typer
 from pipeline.cli.app import ConfigPath, Json, app, overrides
 from pipeline.cli.show import gist, grid, log_to_terminal, printed, progress, words
 from pipeline.config import load
+from pipeline.schema import Progress
+
+TOPICS_SHOWN = 12
 
 
 @app.command()
@@ -47,6 +50,89 @@ def cluster(
         if each.level == 0:
             topics.add_row(str(each.cluster_id), str(each.rows), each.label, each.titles[0])
     printed(done.flat(), as_json, "\n".join(line for line in lines if line), topics)
+
+
+@app.command()
+def duplicates(
+    *,
+    similarity: Annotated[
+        float | None, typer.Option("--similarity", help="Cosine from which on; left out: [duplicates] similarity.")
+    ] = None,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Find passages that say what another one says already, and the strangest ones. Nothing is removed.
+
+    Example: latent duplicates --similarity 0.9
+    """
+    from pipeline.space import duplicates as use_case
+
+    settings = load(config, overrides | ({} if similarity is None else {"duplicates.similarity": similarity}))
+    log_to_terminal(verbose=False)
+    with progress() as on_progress:
+        done = use_case.duplicates(settings, on_progress)
+    lines = [
+        f"{done.rows} passages of version {done.table_version}: {done.groups} groups of near-duplicates (cosine {done.similarity} or more)",
+        f"{done.droppable} passages may go, {done.equal} of them equal to another letter by letter; of {done.documents} documents every passage",
+        f"{done.pairs_met:.1%} of such pairs were compared",
+        f"tables: {done.duplicates_table}, {done.outliers_table}",
+    ]
+    alike = grid("passages", "from", "kept", "may go")
+    for group in done.largest:
+        alike.add_row(str(group.rows), f"{group.similarity:.3f}", gist(group.kept)[:60], gist(group.other)[:60])
+    strange = grid("distance", "strangest")
+    for each in done.strangest:
+        strange.add_row(f"{each.distance:.3f}", f"{each.chunk_id}  {gist(each.text)}")
+    printed(done, as_json, "\n".join(lines), *([alike] if done.largest else []), strange)
+
+
+@app.command()
+def drift(
+    *,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="A version, or a run at the end of which it stood; left out: before the newest run."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write it as a page of one file, with maps; .html.")] = None,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Tell what came and went between two versions, and whether the table's meaning moved.
+
+    Example: latent drift --since 7 --report changes.html
+    """
+    from pipeline.space import drift as use_case
+
+    settings = load(config, overrides)
+    log_to_terminal(verbose=False)
+    with progress() as on_progress:
+        done = use_case.drift(settings, since, on_progress)
+        if report:
+            from pipeline.space.changes import save_report
+
+            on_progress(Progress("map"))
+            save_report(done, settings.table.name, report)
+    lines = [
+        f"version {done.table_version} against {done.since}: {done.new} documents new, {done.changed} changed, {done.gone} gone, {done.stayed} as they were",
+        f"alarm: {'the table moved' if done.alarm else 'none'}",
+        f"strangers: {done.strangers.share:.1%} of the documents, p {done.strangers.p:.2g}; topics: {done.shares.share:.1%} moved, p {done.shares.p:.2g}",
+        *([f"report: {report}"] if report else []),
+    ]
+    topics = grid("topic", "before", "now", "share", "moved by", "")
+    for each in done.topics[:TOPICS_SHOWN]:
+        moved = "" if each.shift is None else f"{each.shift:.3f}"
+        share = f"{each.before_share:.1%} -> {each.now_share:.1%}"
+        topics.add_row(each.label, str(each.before), str(each.now), share, moved, "" if each.state == "kept" else each.state)
+    strange = grid("distance", "strangest that came")
+    for document in done.strangest:
+        strange.add_row(f"{document.distance:.3f}", f"{document.doc_id}  {gist(document.text)}")
+    printed(
+        done.flat() | {"report": str(report) if report else None},
+        as_json,
+        "\n".join(lines),
+        topics,
+        *([strange] if done.strangest else []),
+    )
 
 
 @app.command()

@@ -28,7 +28,7 @@ NAMING = "latent.side."  # property of a commit: the version of a side table tha
 PATIENCE = {"timeout": "15s", "client_max_retries": "6", "client_retry_timeout": "20", "lance_aimd_max_retries": "0"}
 Side = Literal["files", "quarantine", "runs"]
 SIDES: dict[Side, pa.Schema] = {"files": FILES, "quarantine": QUARANTINE, "runs": RUNS}
-Derived = Literal["clusters", "assignments", "map"]  # worked out from the main table
+Derived = Literal["clusters", "assignments", "map", "duplicates", "outliers"]  # worked out from the main table
 DERIVED: tuple[Derived, ...] = get_args(Derived)
 NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table, in one commit; runs are a diary
 
@@ -100,9 +100,9 @@ def create_runs(store: Store) -> None:
                 _write(store, RUNS.empty_table(), "runs", mode="create")
 
 
-def spec_of(store: Store) -> Spec | None:
-    """The spec of the vectors in the table; None where there is no table."""
-    table = store.open()
+def spec_of(store: Store, version: int | None = None) -> Spec | None:
+    """The spec of the vectors in the table, at its newest version by default; None where there is no table."""
+    table = store.open(version=version)
     if table is None:
         return None
     if SPEC_KEY not in (table.schema.metadata or {}):

@@ -1,0 +1,74 @@
+"""The change report: a `Drift` as one HTML file that needs nothing beside it, for whoever was not there."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import io
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from pipeline.drift import FALSE_ALARMS, MATTERS
+from pipeline.errors import ConfigError
+from pipeline.layout import LEAST, Plane
+from pipeline.space.drift import Drift
+from pipeline.space.maps import COLOURS, NOISE_COLOUR
+
+LEGEND = len(COLOURS) - 1  # topics with a colour of their own: those that changed most
+SEED = 0
+
+
+def save_report(drift: Drift, table: str, file: Path) -> None:
+    """Write it. Raises ConfigError where what draws the map is missing."""
+    page = jinja2.Environment(autoescape=True).from_string((files("pipeline.space") / "changes.html").read_text("utf-8"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    told = page.render(
+        drift=drift,
+        table=table,
+        when=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
+        false_alarms=FALSE_ALARMS,
+        matters=MATTERS,
+        widest=max(max(topic.before_share, topic.now_share) for topic in drift.topics),
+        picture=base64.b64encode(_picture(drift)).decode(),
+    )
+    file.write_text(told, encoding="utf-8")
+
+
+def _picture(drift: Drift) -> bytes:
+    """Before and now on one plane, side by side, as PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("a change report needs matplotlib: run 'make space', or pip install 'latent[space]'") from None
+    seen = drift.points
+    both = np.concatenate([seen.before, seen.now])
+    figure = Figure(figsize=(14, 7.6), layout="constrained")
+    before, now = figure.subplots(1, 2, sharex=True, sharey=True)
+    if len(both) >= LEAST:
+        plane = Plane(both, SEED)
+        then, today = np.split(plane.layout.points, [len(seen.before)])
+        for axes, points, topics in ((before, then, seen.before_topics), (now, today, seen.now_topics)):
+            colours = [COLOURS[each] if each < LEGEND else NOISE_COLOUR for each in topics.tolist()]
+            axes.scatter(*points.T, s=np.clip(12_000 / len(points), 2, 25), c=colours, linewidths=0)
+        if len(seen.came):
+            now.scatter(*plane.place(seen.came).T, s=16, facecolors="none", edgecolors="black", linewidths=0.8, label="came")
+        for place, topic in enumerate(drift.topics[:LEGEND]):
+            now.scatter([], [], color=COLOURS[place], label=topic.label)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, markerscale=1.5)
+        middle, reach = (
+            (plane.layout.points.max(0) + plane.layout.points.min(0)) / 2,
+            np.ptp(plane.layout.points, axis=0).max() * 0.52,
+        )
+        now.set(
+            xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach)
+        )  # a square, as the axes are
+    for axes, title in ((before, f"version {drift.since}"), (now, f"version {drift.table_version}")):
+        axes.set_title(title, loc="left")
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+    image = io.BytesIO()
+    figure.savefig(image, dpi=110, format="png")
+    return image.getvalue()
