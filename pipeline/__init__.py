@@ -11,6 +11,8 @@ checkpoint, and to resume is to plan again.
            evaluate  how good an order of documents is
            cluster   vectors -> groups, their words, their numbers over time
            directions  sums of vectors, and the way between two
+           neighbours  near-duplicates and outliers
+           drift     whether a body of documents moved
            layout    vectors -> points of a plane
     edge   config    config.toml -> frozen Config
            source    files, buckets -> file states, document batches
@@ -29,7 +31,7 @@ checkpoint, and to resume is to plan again.
            status    where the table stands: versions, runs
            search    retrieval, and its evaluation
            service   search over HTTP
-           space     the latent space: clusters, maps, ways
+           space     the latent space: clusters, duplicates, drift, maps, ways
            init      a first config for your documents
            sample    Python's own documentation as a corpus
            cli       commands

@@ -16,7 +16,7 @@ from pipeline.cli import app, main
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions", "layout"}
+PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions", "layout", "neighbours", "drift"}
 EDGE = {"source", "judgments", "model", "encode", "store", "engine"}
 HOMES = {
     "lance": {"store"},
@@ -27,11 +27,12 @@ HOMES = {
     "openvino": {"encode"},
     "nncf": {"encode"},
     "onnxruntime": {"encode"},
-    "sklearn": {"cluster", "layout"},
+    "sklearn": {"cluster", "layout", "neighbours"},
     "umap": {"layout"},
     "embedding_atlas": {"space"},
     "matplotlib": {"space"},
     "evoc": {"cluster"},
+    "jinja2": {"space"},
     "prefect": {"flows"},
 }
 

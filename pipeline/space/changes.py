@@ -18,6 +18,7 @@ from pipeline.space.drift import Drift
 from pipeline.space.maps import COLOURS, NOISE_COLOUR
 
 LEGEND = len(COLOURS) - 1  # topics with a colour of their own: those that changed most
+TOPICS = 30  # told of
 SEED = 0
 
 
@@ -31,6 +32,7 @@ def save_report(drift: Drift, table: str, file: Path) -> None:
         when=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         false_alarms=FALSE_ALARMS,
         matters=MATTERS,
+        topics=TOPICS,
         widest=max(max(topic.before_share, topic.now_share) for topic in drift.topics),
         picture=base64.b64encode(_picture(drift)).decode(),
     )
@@ -52,7 +54,7 @@ def _picture(drift: Drift) -> bytes:
         then, today = np.split(plane.layout.points, [len(seen.before)])
         for axes, points, topics in ((before, then, seen.before_topics), (now, today, seen.now_topics)):
             colours = [COLOURS[each] if each < LEGEND else NOISE_COLOUR for each in topics.tolist()]
-            axes.scatter(*points.T, s=np.clip(12_000 / len(points), 2, 25), c=colours, linewidths=0)
+            axes.scatter(*points.T, s=np.clip(20_000 / len(points), 4, 25), c=colours, linewidths=0)
         if len(seen.came):
             now.scatter(*plane.place(seen.came).T, s=16, facecolors="none", edgecolors="black", linewidths=0.8, label="came")
         for place, topic in enumerate(drift.topics[:LEGEND]):
