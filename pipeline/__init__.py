@@ -13,6 +13,7 @@ checkpoint, and to resume is to plan again.
            directions  sums of vectors, and the way between two
            neighbours  near-duplicates and outliers
            drift     whether a body of documents moved
+           codec     vectors in fewer bytes, and back
            layout    vectors -> points of a plane
     edge   config    config.toml -> frozen Config
            source    files, buckets -> file states, document batches
@@ -31,7 +32,7 @@ checkpoint, and to resume is to plan again.
            status    where the table stands: versions, runs
            search    retrieval, and its evaluation
            service   search over HTTP
-           space     the latent space: clusters, duplicates, drift, maps, ways
+           space     the latent space: clusters, duplicates, drift, compression, maps, ways
            init      a first config for your documents
            sample    Python's own documentation as a corpus
            cli       commands

@@ -300,7 +300,7 @@ class Report:
 class Progress:
     """A moment of a run, for whoever draws it."""
 
-    phase: str  # survey | start | encode | done | centres | assign | map | compare
+    phase: str  # survey | start | encode | done | centres | assign | map | compare | learn | compress
     documents: int = 0
     total: int = 0
     tokens: int = 0

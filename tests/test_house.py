@@ -16,7 +16,7 @@ from pipeline.cli import app, main
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions", "layout", "neighbours", "drift"}
+PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions", "layout", "neighbours", "drift", "codec"}
 EDGE = {"source", "judgments", "model", "encode", "store", "engine"}
 HOMES = {
     "lance": {"store"},
@@ -27,7 +27,7 @@ HOMES = {
     "openvino": {"encode"},
     "nncf": {"encode"},
     "onnxruntime": {"encode"},
-    "sklearn": {"cluster", "layout", "neighbours"},
+    "sklearn": {"cluster", "layout", "neighbours", "codec"},
     "umap": {"layout"},
     "embedding_atlas": {"space"},
     "matplotlib": {"space"},

@@ -32,6 +32,9 @@ def search(
     per_document: Annotated[bool, typer.Option("--per-document", help="At most one hit a document.")] = False,
     context: Annotated[int, typer.Option("--context", help="Passages before and after each hit.")] = 0,
     exact: Annotated[bool, typer.Option("--exact", help="Pass by the vector index.")] = False,
+    compressed: Annotated[
+        bool, typer.Option("--compressed", help="Look among the codes of 'latent compress --write', score by the vectors.")
+    ] = False,
     plus: Annotated[list[str] | None, typer.Option("--plus", help="Add a text's vector to the query's; may be repeated.")] = None,
     minus: Annotated[list[str] | None, typer.Option("--minus", help="Take a text's vector off it; may be repeated.")] = None,
     config: ConfigPath = Path("config.toml"),
@@ -52,6 +55,7 @@ def search(
         per_document=per_document,
         context=context,
         exact=exact,
+        compressed=compressed,
         plus=plus or [],
         minus=minus or [],
     )

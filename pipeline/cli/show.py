@@ -114,6 +114,8 @@ def progress() -> Iterator[Any]:
         "assign": "assigning",
         "map": "drawing",
         "compare": "comparing",
+        "learn": "learning",
+        "compress": "compressing",
     }
     with redirect_stdout(sys.stderr), Bars(*columns, console=words, transient=True) as bars:
         bar = bars.add_task("listing", total=None, tokens=0)

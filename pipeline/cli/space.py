@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -133,6 +134,47 @@ def drift(
         topics,
         *([strange] if done.strangest else []),
     )
+
+
+@app.command()
+def compress(
+    *,
+    queries: Annotated[Path | None, typer.Option("--queries", help="Queries: id, text; .parquet, .jsonl, .csv, .tsv.")] = None,
+    qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgments: query, document, relevance; the same kinds.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw what is kept by size: .png, .svg or .pdf.")] = None,
+    write: Annotated[str, typer.Option("--write", help="Write the vectors by this codec, such as full-int8 or pca-192-int4.")] = "",
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Measure what smaller vectors keep, and write them by the codec that you choose. The table's own vectors stay.
+
+    Example: latent compress --picture curve.png
+    """
+    from pipeline.judgments import read_judgments, read_queries
+    from pipeline.space import compression
+
+    if (queries is None) != (qrels is None):
+        raise typer.BadParameter("give --queries and --qrels together, or neither")
+    judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
+    settings = load(config, overrides)
+    log_to_terminal(verbose=False)
+    with progress() as on_progress:
+        done = compression.compress(settings, write, judged, on_progress)
+    if picture:
+        compression.save_curve(done, picture)
+    lines = [
+        f"{done.rows} passages of version {done.table_version}, {done.full_bytes} bytes a vector in float32"
+        + ("" if done.full_ndcg is None else f": ndcg@10 {done.full_ndcg:.5f}"),
+        *([f"written by {done.written}: tables {done.compressed_table}, {done.codec_table}"] if done.written else []),
+        *([f"picture: {picture}"] if picture else []),
+    ]
+    scored = done.full_ndcg is not None
+    table = grid("codec", "bytes", "of full", "error", "recall@10", "rescored", *(["ndcg kept", "rescored"] if scored else []))
+    for each in done.codecs:
+        kept = [each.recall, each.rescored_recall, *([each.ndcg_kept, each.rescored_ndcg_kept] if scored else [])]
+        told = [f"{value:.3f}" for value in kept if value is not None]
+        table.add_row(each.name, str(each.bytes), f"1/{1 / each.share:.3g}", f"{each.error:.4f}", *told)
+    printed(asdict(done) | {"picture": str(picture) if picture else None}, as_json, "\n".join(lines), table)
 
 
 @app.command()

@@ -10,7 +10,8 @@ With precision "int8" the transformer is OpenVINO's, with a loss that is measure
 A batch that fails, for want of memory or of anything else, is halved until the guilty text stands by itself.
 
 `encoder` is the room's door; `batching` is which texts go together; `packing` is padding, and attention without it; `int8` is 8-bit arithmetic and
-`loss` what it costs; `reranker` reads a query and a passage together.
+`loss` what it costs; `reranker` reads a query and a passage together; `autoencoder` makes vectors
+smaller.
 """
 
 from pipeline.encode.batching import Prepared, batches

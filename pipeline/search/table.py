@@ -46,6 +46,7 @@ class How(TypedDict, total=False):
     context: int  # passages before and after each hit
     exact: bool  # pass by the vector index
     plus: Sequence[str]  # texts whose vectors are added to the query's, which may be empty then; mode vector only
+    compressed: bool  # look among the codes of `latent compress --write`, and score by the full vectors; mode vector only
     minus: Sequence[str]  # texts whose vectors are taken off it
 
 
@@ -202,8 +203,10 @@ class Table:
             raise QueryError(f"diversity = {how['diversity']}, wanted 0 (by score alone) to 1")
         if how.get("context", 0) < 0:
             raise QueryError(f"context = {how['context']}, wanted 0 or more passages")
-        if (how.get("plus") or how.get("minus")) and (how.get("mode") or self._config.search.mode) != "vector":
-            raise QueryError("plus and minus are of vectors: search with mode vector")
+        if (how.get("mode") or self._config.search.mode) != "vector" and (
+            told := [n for n in ("plus", "minus", "compressed") if how.get(n)]
+        ):
+            raise QueryError(f"{told[0]} is of vectors: search with mode vector")
         if how.get("rerank") and not self._config.search.reranker:
             raise QueryError("rerank: no cross-encoder is set: name one with [search] reranker")
         mode = how.get("mode") or self._config.search.mode
@@ -240,6 +243,8 @@ class Table:
                 rows = reading.by_words(query, asked, where)
             elif how["mode"] == "hybrid":
                 rows = reading.by_both(vector, query, asked, where, exact=how.get("exact", False))
+            elif how.get("compressed"):
+                rows = reading.by_code(vector, asked, where)
             else:
                 rows = reading.by_vector(vector, asked, where, exact=how.get("exact", False))
             if not how.get("per_document"):

@@ -20,11 +20,11 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before it is imported: it warns of empty parts of indexes and the like
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
-from pipeline.store.derived import Worked, batches, drawn, read_derived, rows_at, write_derived
+from pipeline.store.derived import Codes, Worked, batches, drawn, read_codes, read_derived, rows_at, write_codes, write_derived
 from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
-from pipeline.store.reading import Condition, Reading, Tuning, matrix, read_tuning
+from pipeline.store.reading import RESCORED, Condition, Reading, Tuning, matrix, read_tuning
 from pipeline.store.tables import (
     Asking,
     Side,
@@ -43,8 +43,10 @@ from pipeline.store.tables import (
 )
 
 __all__ = [
+    "RESCORED",
     "Asking",
     "Change",
+    "Codes",
     "Commit",
     "Condition",
     "Index",
@@ -72,6 +74,7 @@ __all__ = [
     "matrix",
     "metadata_fields",
     "missed_by_indexes",
+    "read_codes",
     "read_derived",
     "read_runs",
     "read_tuning",
@@ -85,6 +88,7 @@ __all__ = [
     "update_indexes",
     "vectors_of",
     "versions",
+    "write_codes",
     "write_derived",
     "write_fragments",
     "write_runs",

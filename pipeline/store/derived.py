@@ -11,10 +11,15 @@ from typing import Any
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline import codec as codecs
+from pipeline.codec import Codec
+from pipeline.errors import StoreError
 from pipeline.store.tables import Derived, Store, lance_errors
 
 TOLD_KEY = b"latent.told"
+CODES_AT_ONCE = 1 << 16
 ROWS_AT_ONCE = 8192  # 12 MB of vectors of 384 numbers
 
 
@@ -70,3 +75,52 @@ def drawn(store: Store, version: int, count: int, seed: int) -> np.ndarray:
     """Places of rows drawn at random, in order; all where there are no more than `count`."""
     rows = store.opened(version).count_rows()
     return np.arange(rows) if rows <= count else np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The table's vectors in fewer bytes."""
+
+    codec: Codec
+    rows: pa.Table  # chunk_id, row_id, code
+    version: int  # of the table that they are of
+
+    def codes(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """The codes (n, …) of some rows."""
+        column = self.rows["code"].slice(start, count).combine_chunks()
+        codes: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        return codes
+
+    def nearest(self, vector: np.ndarray, k: int, allowed: pa.Array | None = None) -> pa.Array:
+        """The row ids of the k codes nearest to a vector (dim,), of those allowed."""
+        scores = np.concatenate(
+            [self.codec.nearness(self.codes(at, CODES_AT_ONCE), vector) for at in range(0, self.rows.num_rows, CODES_AT_ONCE)]
+        )
+        ids = self.rows["row_id"].combine_chunks()
+        if allowed is not None:
+            scores[~pc.is_in(ids, value_set=allowed).to_numpy(zero_copy_only=False)] = -np.inf
+            k = min(k, len(allowed))
+        best = np.argsort(-scores, kind="stable")[:k]
+        return ids.take(best)
+
+
+def write_codes(store: Store, codec: Codec, rows: pa.Table, version: int) -> None:
+    """The codes of all rows at a version, and what makes vectors of them again. The codec first: codes are never there without what reads them."""
+    told = {"table_version": version, "codec": codec.name}
+    parts = [{"name": name, "shape": array.shape, "values": array.ravel()} for name, array in codecs.arrays(codec)]
+    schema = pa.schema([("name", pa.string()), ("shape", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
+    write_derived(store, "codec", pa.Table.from_pylist(parts, schema=schema), told)
+    write_derived(store, "compressed", rows, told)
+
+
+def read_codes(store: Store) -> Codes | None:
+    """None where the table was never compressed. Raises StoreError where codes and codec do not go together: they were being written."""
+    codes, codec = read_derived(store, "compressed"), read_derived(store, "codec")
+    if codes is None or codec is None:
+        return None
+    if codes.told != codec.told:
+        raise StoreError(
+            f"{store.label}: its compressed table was being written: run 'latent compress --write {codec.told['codec']}' again"
+        )
+    found = {row["name"]: np.array(row["values"], np.float32).reshape(row["shape"]) for row in codec.rows.to_pylist()}
+    return Codes(codecs.of_arrays(codec.told["codec"], found), codes.rows, codes.told["table_version"])

@@ -20,12 +20,15 @@ import pyarrow.compute as pc
 
 from pipeline.errors import QueryError, StoreError
 from pipeline.schema import Spec
+from pipeline.store.derived import Codes, read_codes
 from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
 
 Condition = str | Mapping[str, Any]  # SQL; or column → its value, or a list of those it may have
 INDEXED_FROM = 10_000  # rows; below, exact search is as fast
 FEW_ROWS = 20_000  # that meet a filter: compared one by one, in some 20 ms; an index would look at many that do not meet it
 PLANS_KEPT = 1000  # filters
+RESCORED = 50  # rows found by their codes that are ordered by their vectors, and
+RESCORED_OF = 5  # times as many as are asked for
 DEPTH = 100  # hits of each side that a hybrid search fuses
 TUNING_KEY = "latent.tuning"
 
@@ -80,6 +83,18 @@ class Reading:
         """Whether it can be searched by words."""
         return any(index.index_type == "FTS" for index in self._table.list_indices())
 
+    @functools.cached_property
+    def _codes(self) -> Codes:
+        """Raises QueryError where the table was not compressed as it is now."""
+        codes = read_codes(self.store)
+        if codes is None:
+            raise QueryError(f"{self.store.label} is not compressed: run 'latent compress --write NAME'")
+        if codes.rows.num_rows != self.count or self._rows.count_rows(f"_row_created_at_version > {codes.version}"):
+            raise QueryError(
+                f"{self.store.label} was compressed at version {codes.version}, and rows came or went since: run 'latent compress --write {codes.codec.name}' again"
+            )
+        return codes
+
     def settled(self, *, full_text: bool) -> bool:
         """Whether all searches are answered, as fast as they will be: maintain has seen to it."""
         return (self.tuning is not None or self.count < INDEXED_FROM) and (self.has_words or not full_text or not self.count)
@@ -94,6 +109,18 @@ class Reading:
         """The k rows nearest to the vector (dim,), nearest first; the score is the cosine."""
         rows = self._run(self._nearest(vector, k, where, exact=exact).select([*self.columns, "_distance"]), where)
         return rows.append_column("score", pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
+
+    def by_code(self, vector: np.ndarray, k: int, where: Condition | None = None) -> pa.Table:
+        """As `by_vector`, of the rows whose codes are nearest (`latent compress --write`): their order is that of the full vectors."""
+        allowed = None
+        if where:
+            ids = self._table.search().where(self._plan(where)[0]).with_row_id(True).select(["_rowid"]).limit(self.count or 1)
+            allowed = self._run(ids, where)["_rowid"].combine_chunks()
+        found = self._codes.nearest(vector, max(RESCORED, RESCORED_OF * k), allowed)
+        rows = self._taken(pa.chunked_array([found]), [*self.columns, "vector"])
+        scores = matrix(rows["vector"].combine_chunks()).astype(np.float64) @ vector
+        best = np.argsort(-scores, kind="stable")[:k]
+        return rows.drop_columns(["vector"]).take(best).append_column("score", pa.array(scores[best]))
 
     def by_words(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
         """The k rows that the words of a query fit best; the score is BM25. Rows without any of the words are not among them."""
@@ -203,7 +230,7 @@ class Reading:
 def matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
     """A column of vectors as (n, dim) float32."""
     flat: np.ndarray = vectors.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(vectors), -1).astype(np.float32, copy=False)
+    return flat.reshape(len(vectors), vectors.type.list_size).astype(np.float32, copy=False)
 
 
 def connected(store: Store, version: int | None = None) -> Any:

@@ -28,7 +28,9 @@ NAMING = "latent.side."  # property of a commit: the version of a side table tha
 PATIENCE = {"timeout": "15s", "client_max_retries": "6", "client_retry_timeout": "20", "lance_aimd_max_retries": "0"}
 Side = Literal["files", "quarantine", "runs"]
 SIDES: dict[Side, pa.Schema] = {"files": FILES, "quarantine": QUARANTINE, "runs": RUNS}
-Derived = Literal["clusters", "assignments", "map", "duplicates", "outliers"]  # worked out from the main table
+Derived = Literal[
+    "clusters", "assignments", "map", "duplicates", "outliers", "compressed", "codec"
+]  # worked out from the main table
 DERIVED: tuple[Derived, ...] = get_args(Derived)
 NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table, in one commit; runs are a diary
 
