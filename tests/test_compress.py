@@ -131,6 +131,19 @@ def test_codes_of_other_rows_are_not_searched(desk_for: Callable[..., Desk], tmp
     assert len(table.search("w100", 3, compressed=True)) == 3
 
 
+def test_a_table_too_small_for_some_codecs_is_measured_by_the_others(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path)
+    desk.write("a.jsonl", corpus(1, 20))
+    desk.embed()
+    with pytest.raises(QueryError, match="20 passages: too few to compress, wanted 21"):
+        compress(desk.config)
+    desk.write("a.jsonl", corpus(1, 21))
+    desk.embed()
+    assert len(compress(desk.config).codecs) >= len([n for n in codecs.names(DIM) if not n.startswith("pca")])
+    with pytest.raises(QueryError, match="--write pca-16-int8: 11 passages to learn from, wanted one for each component at least"):
+        compress(desk.config, "pca-16-int8")
+
+
 @pytest.mark.parametrize("name", ["zip", "pca-int8", "pca-0-int8", "pca-9999-int8", "full-8-int8", "pca-4-int5", "pca-x-int8"])
 def test_a_codec_that_is_none_is_one_line(desk: Desk, name: str) -> None:
     with pytest.raises(ConfigError, match=f"--write {name}: wanted full-KIND, pca-N-KIND"):

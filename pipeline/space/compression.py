@@ -111,8 +111,6 @@ def compress(
     version, count, dim = int(table.version), table.count_rows(), table.schema.field("vector").type.list_size
     if count <= 2 * NEAREST:
         raise QueryError(f"{place.label} has {count} passages: too few to compress, wanted {2 * NEAREST + 1}")
-    if write:
-        _require_codec(write, dim)
     on_progress(Progress("learn"))
     asked = np.sort(np.random.default_rng(SEED).permutation(count)[: min(ASKED, count // 2)])
     learnt = np.setdiff1d(store.drawn(place, version, LEARNT, SEED), asked)
@@ -124,9 +122,7 @@ def compress(
         if not texts:
             raise QueryError("none of the queries is judged: their ids and those of the judgments do not meet")
         queries = np.concatenate([queries, Table(config).encode_queries(list(texts.values()))])
-    fitted = [
-        codecs.fit(name, sample, lambda width: _autoencoder(sample, width)) for name in ([write] if write else codecs.names(dim))
-    ]
+    fitted = [codecs.fit(name, sample, lambda width: _autoencoder(sample, width)) for name in _wanted(write, dim, len(sample))]
     tried = [_Trial(codec, queries) for codec in (None, *fitted)]
     _try(place, version, queries, asked, tried, on_progress)
     ndcg = _ndcg(place, version, tried, list(texts), judged[1]) if judged else None
@@ -169,13 +165,19 @@ def save_curve(done: Compression, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def _require_codec(name: str, dim: int) -> None:
+def _wanted(write: str, dim: int, rows: int) -> list[str]:
+    """The codecs to measure, as far as so many rows are enough to learn them from."""
     try:
-        codecs.parts(name, dim)
+        wanted = {name: codecs.parts(name, dim) for name in ([write] if write else codecs.names(dim))}
     except ValueError:
+        kinds = ", ".join(codecs.BITS)
         raise ConfigError(
-            f"--write {name}: wanted full-KIND, pca-N-KIND, cut-N-KIND or autoencoder-N-KIND, N at most {dim}, KIND one of {', '.join(codecs.BITS)}"
+            f"--write {write}: wanted full-KIND, pca-N-KIND, cut-N-KIND or autoencoder-N-KIND, N at most {dim}, KIND one of {kinds}"
         ) from None
+    enough = [name for name, (method, numbers, _) in wanted.items() if method != "pca" or numbers <= rows]
+    if not enough:
+        raise QueryError(f"--write {write}: {rows} passages to learn from, wanted one for each component at least")
+    return enough
 
 
 def _autoencoder(sample: np.ndarray, width: int) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
