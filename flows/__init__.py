@@ -1,7 +1,9 @@
 """Prefect's side: thin flows over `pipeline.run`, their schedule and their reports.
 
     server    which server is meant, or one started here
-    embed     the flows: embed, maintain, nightly
+    embed     the flows of the table: embed, maintain, nightly
+    analyze   the flow of the latent space
+    serving   which of them a server runs, and when
 
 Importing this package does not import Prefect, which takes seconds: only a run that goes through a flow pays for it.
 """
@@ -57,6 +59,7 @@ class Served:
 
     server: str  # address of the server and its UI
     nightly: str  # cron
+    analyze: str  # cron; empty: only by hand
     timezone: str
     deployment: str
 
@@ -67,8 +70,8 @@ def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready
     Overrides go to its runs as `embed_as_flow` hands them on.
     """
     with local_server(config.parent, PORT) as address:
-        from flows.embed import serve_nightly
+        from flows.serving import serve_flows
 
         schedule = settings.schedule
-        on_ready(Served(address, schedule.nightly, schedule.timezone, f"nightly/{settings.table.name}"))
-        serve_nightly(config, settings, hand_down(overrides))
+        on_ready(Served(address, schedule.nightly, schedule.analyze, schedule.timezone, f"nightly/{settings.table.name}"))
+        serve_flows(config, settings, hand_down(overrides))

@@ -1,4 +1,4 @@
-"""The flows. Each calls one use-case of `pipeline.run` and tells Prefect what came of it."""
+"""The flows of the table. Each calls one use-case of `pipeline.run` and tells Prefect what came of it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from prefect import flow, serve, task
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.deployments.runner import RunnerDeployment
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
-from prefect.schedules import Cron
-from prefect.types.entrypoint import EntrypointType
 
 from pipeline import run
-from pipeline.config import Config, load
+from pipeline.config import load
 from pipeline.errors import PipelineError
 from pipeline.schema import Progress, Report
 from pipeline.survey import OnProgress
@@ -42,7 +38,7 @@ def _transient(_task: object, _task_run: object, state: Any) -> bool:
     return isinstance(error, PipelineError) and error.transient
 
 
-def _run_name() -> str:
+def run_name() -> str:
     parameters = flow_run.parameters
     return f"{flow_run.flow_name}-{Path(parameters['config']).resolve().parent.name}-{parameters['reason']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -58,11 +54,11 @@ def _run_name() -> str:
 def embed_table(config: str, overrides: Mapping[str, Any], *, retry_quarantined: bool, allow_empty: bool) -> Report:
     """The use-case, with an artifact that moves."""
     settings = load(config, overrides)
-    with _logs_to_prefect(), _progress_artifact(settings.table.name) as on_progress:
+    with logs_to_prefect(), progress_artifact(settings.table.name) as on_progress:
         return run.embed(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
 
 
-@flow(name="embed", flow_run_name=_run_name, validate_parameters=False)
+@flow(name="embed", flow_run_name=run_name, validate_parameters=False)
 def embed(
     config: str = "config.toml",
     overrides: Mapping[str, Any] | None = None,
@@ -74,41 +70,24 @@ def embed(
     """Bring a table up to date with its source."""
     report = embed_table(config, overrides or {}, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
     name = load(config, overrides).table.name
-    create_markdown_artifact(summary(name, report, reason), key=_key(f"summary-{name}"), description=f"What the run did to {name}")
+    create_markdown_artifact(
+        summary(name, report, reason), key=artifact_key(f"summary-{name}"), description=f"What the run did to {name}"
+    )
     return report
 
 
-@flow(name="maintain", flow_run_name=_run_name, validate_parameters=False)
+@flow(name="maintain", flow_run_name=run_name, validate_parameters=False)
 def maintain(config: str = "config.toml", overrides: Mapping[str, Any] | None = None, reason: str = "by hand") -> None:  # noqa: ARG001  names the run
     """Indexes, compaction, old versions."""
-    with _logs_to_prefect():
+    with logs_to_prefect():
         run.maintain(load(config, overrides))
 
 
-@flow(name="nightly", flow_run_name=_run_name, validate_parameters=False)
+@flow(name="nightly", flow_run_name=run_name, validate_parameters=False)
 def nightly(config: str = "config.toml", overrides: Mapping[str, Any] | None = None, reason: str = "nightly") -> None:
     """Embed, then maintain."""
     embed(config, overrides, reason)
     maintain(config, overrides, reason)
-
-
-def serve_nightly(config: Path, settings: Config, overrides: Mapping[str, Any]) -> None:
-    """Register the flows on the server and run them when they are due, until a signal."""
-    parameters = {"config": str(config), "overrides": dict(overrides)}
-    # A run that comes while another is under way is cancelled, not queued: the next one sees all changes anyway.
-    alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
-    schedule = Cron(settings.schedule.nightly, timezone=settings.schedule.timezone)
-    deployments = [
-        each.to_deployment(
-            name=settings.table.name,
-            schedule=schedule if each is nightly else None,
-            parameters={**parameters, "reason": reason},
-            concurrency_limit=alone,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        for each, reason in ((nightly, "nightly"), (embed, "by hand"))
-    ]
-    serve(*cast("list[RunnerDeployment]", deployments), print_starting_message=False)
 
 
 def summary(table: str, report: Report, reason: str) -> str:
@@ -135,16 +114,16 @@ def summary(table: str, report: Report, reason: str) -> str:
     )
 
 
-def _key(text: str) -> str:
+def artifact_key(text: str) -> str:
     """An artifact's key: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 @contextmanager
-def _progress_artifact(table: str) -> Iterator[OnProgress]:
+def progress_artifact(table: str) -> Iterator[OnProgress]:
     """Passes progress on to the watcher, and every UPDATE_S to an artifact."""
     seen_by = watcher.get()
-    artifact = cast("UUID", create_progress_artifact(0.0, key=_key(f"progress-{table}"), description="starting"))
+    artifact = cast("UUID", create_progress_artifact(0.0, key=artifact_key(f"progress-{table}"), description="starting"))
     updated = time.monotonic()
 
     def on_progress(moment: Progress) -> None:
@@ -160,7 +139,7 @@ def _progress_artifact(table: str) -> Iterator[OnProgress]:
 
 
 @contextmanager
-def _logs_to_prefect() -> Iterator[None]:
+def logs_to_prefect() -> Iterator[None]:
     """The pipeline's log lines go to the flow run's page."""
     logger, handler = logging.getLogger("pipeline"), APILogHandler()
     logger.addHandler(handler)

@@ -228,10 +228,19 @@ class Duplicates(_Section):
     )
 
 
+class Analyze(_Section):
+    """What the flow `analyze` leaves behind."""
+
+    folder: str = Field("data/analysis", min_length=1, description="where its change reports and maps go; a local folder")
+
+
 class Schedule(_Section):
     """When `latent serve` runs the job."""
 
     nightly: Annotated[str, AfterValidator(_cron)] = Field("0 2 * * *", description="cron: minute hour day month weekday")
+    analyze: Literal[""] | Annotated[str, AfterValidator(_cron)] = Field(
+        "", description="likewise, of the flow that looks for what changed, clusters, near-duplicates; empty: never"
+    )
     timezone: Annotated[str, AfterValidator(_timezone)] = Field("UTC", description="IANA name")
 
 
@@ -247,6 +256,7 @@ class Config(_Section):
     search: Search = Search()
     cluster: Cluster = Cluster()
     duplicates: Duplicates = Duplicates()
+    analyze: Analyze = Analyze()
     schedule: Schedule = Schedule()
 
 
@@ -372,6 +382,7 @@ def _anchored(config: Config, file: Path) -> Config:
         update={
             "source": config.source.model_copy(update={"uri": anchor(config.source.uri)}),
             "table": config.table.model_copy(update={"uri": anchor(config.table.uri)}),
+            "analyze": config.analyze.model_copy(update={"folder": anchor(config.analyze.folder)}),
             "model": model,
         }
     )

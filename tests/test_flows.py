@@ -19,6 +19,8 @@ import httpx
 import pytest
 from conftest import Desk, words
 
+from pipeline.space.analysis import analyze
+from pipeline.space.duplicates import duplicates
 from pipeline.store import Lease
 from pipeline.survey import scene
 
@@ -52,7 +54,7 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
     environment["HOME"] = str(desk.folder)  # no profile of whoever runs the tests
     secrets = ["--source.uri", f"{desk.source}/**", "--table.storage_options", '{"token": "canary"}']
     with subprocess.Popen(
-        [LATENT, "serve", "--json", *secrets, "--ray.workers=1"],
+        [LATENT, "serve", "--json", *secrets, "--ray.workers=1", "--schedule.analyze=0 5 * * 0"],
         cwd=desk.folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -139,7 +141,9 @@ def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served)
     nightly = next(d for d in served.ask("deployments/filter") if d["parameters"]["reason"] == "nightly")
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert nightly["global_concurrency_limit"]["limit"] == 1
-    assert nightly["parameters"]["overrides"] == {"ray.workers": 1}, "what may hold credentials is not for Prefect to store"
+    assert nightly["parameters"]["overrides"] == {"ray.workers": 1, "schedule.analyze": "0 5 * * 0"}, (
+        "what may hold credentials is not for Prefect to store"
+    )
     served.desk.write("b.jsonl", [{"id": "new", "text": words(1)}])
     config = served.desk.config_path.read_text()
     served.desk.config_path.write_text(config.replace("src/**", "none/**"))  # the run has the flags all the same
@@ -149,6 +153,23 @@ def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]
     assert re.fullmatch(r"nightly-served\d*-nightly-\d{8}-\d{6}", ended["name"])
     assert ("new", 0) in served.desk.rows()
+
+
+def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_changed(served: Served) -> None:
+    deployment = next(d for d in served.ask("deployments/filter") if d["entrypoint"].endswith("analyze"))
+    assert deployment["schedules"][0]["schedule"]["cron"] == "0 5 * * 0"
+    duplicates(served.desk.config)  # the last time
+    served.desk.write("grown.jsonl", [{"id": f"more{i}", "text": words(300 + i)} for i in range(30)])
+    served.desk.embed()
+    ended = served.wait_for(served.ask(f"deployments/{deployment['id']}/create_flow_run")["id"])
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]
+    told = next(a["data"] for a in served.ask("artifacts/filter") if a["key"] == "changes-docs")
+    assert "30 documents new, 0 changed, 0 gone" in told
+    assert "groups of near-duplicates" in told
+    folder = served.desk.folder / "data/analysis"
+    names = sorted(file.name.partition("-")[2].partition("-")[2] for file in folder.iterdir())
+    assert names == ["changes.html", "map.png"]
+    assert analyze(served.desk.config) is None, "no row changed since"
 
 
 def test_a_flow_run_that_meets_another_run_fails_with_its_name(served: Served) -> None:

@@ -215,10 +215,11 @@ def _serve_nightly(config: Path, settings: Config, *, as_json: bool) -> None:
     import flows
 
     def ready(served: flows.Served) -> None:
+        analyze = f"analyze at '{served.analyze}' {served.timezone}\n" if served.analyze else ""
         printed(
             served,
             as_json,
-            f"Prefect server: {served.server}\nnightly at '{served.nightly}' {served.timezone}\n"
+            f"Prefect server: {served.server}\nnightly at '{served.nightly}' {served.timezone}\n{analyze}"
             f"now: PREFECT_API_URL={served.server}/api prefect deployment run {served.deployment}",
         )
         sys.stdout.flush()

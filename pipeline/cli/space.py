@@ -243,7 +243,7 @@ def map_(
         drawn = maps.draw_map(settings, on_progress)
     pictures = picture or ([] if html or show else [Path("map.png")])
     for file in pictures:
-        maps.save_picture(drawn, file, f"{settings.table.name}, version {drawn.table_version}: {drawn.rows.num_rows:,} passages")
+        maps.save_picture(drawn, file, maps.title_of(settings.table.name, drawn))
     folder = html or (Path(f"{settings.table.name}-map") if show else None)
     if folder:
         maps.save_page(settings, drawn, folder)

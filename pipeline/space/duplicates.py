@@ -97,7 +97,7 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
     kept, likeness = kept[first], likeness[first]
     inside = _in_groups(kept, likeness)
     grouped = _grouped(place, version, inside, kept[inside] == inside, likeness[inside])
-    told = {"table_version": version, "similarity": similarity, "pairs_met": met}
+    told = {"table_version": version, "rows": count, "similarity": similarity, "pairs_met": met}
     store.write_derived(place, "duplicates", grouped, told)
     store.write_derived(place, "outliers", outliers, told)
     dropped = grouped.filter(pc.invert(grouped["keep"]))

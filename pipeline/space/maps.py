@@ -116,6 +116,11 @@ def _written(place: Store, version: int, columns: dict[str, Any]) -> Map:
     return Map(version, f"{place.name}_map", rows, regions)
 
 
+def title_of(table: str, drawn: Map) -> str:
+    """What stands above its picture."""
+    return f"{table}, version {drawn.table_version}: {drawn.rows.num_rows:,} passages"
+
+
 def save_picture(drawn: Map, file: Path, title: str) -> None:
     """The map as PNG, SVG or PDF, by the file's ending: a colour and a name for each cluster, the largest named first. Raises ConfigError."""
     try:

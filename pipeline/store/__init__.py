@@ -20,7 +20,18 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before it is imported: it warns of empty parts of indexes and the like
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
-from pipeline.store.derived import Codes, Worked, batches, drawn, read_codes, read_derived, rows_at, write_codes, write_derived
+from pipeline.store.derived import (
+    Codes,
+    Worked,
+    batches,
+    drawn,
+    read_codes,
+    read_derived,
+    rows_at,
+    same_rows,
+    write_codes,
+    write_derived,
+)
 from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
@@ -81,6 +92,7 @@ __all__ = [
     "restore",
     "rows_at",
     "rows_committed",
+    "same_rows",
     "sole_writer",
     "spec_of",
     "state_of",

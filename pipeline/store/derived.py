@@ -51,6 +51,11 @@ def read_derived(store: Store, name: Derived) -> Worked | None:
         return Worked(table.to_table(), json.loads((table.schema.metadata or {}).get(TOLD_KEY, b"{}")))
 
 
+def same_rows(table: lance.LanceDataset, version: int, rows: int) -> bool:
+    """Whether a version of the main table holds the same rows as an earlier one, which may be kept no longer, held: so many."""
+    return int(table.count_rows()) == rows and not table.count_rows(f"_row_created_at_version > {version}")
+
+
 def batches(store: Store, version: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """All rows of the main table at a version, some at a time, in its order."""
     with lance_errors(f"{store.label} cannot be read"):

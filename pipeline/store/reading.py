@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import QueryError, StoreError
 from pipeline.schema import Spec
-from pipeline.store.derived import Codes, read_codes
+from pipeline.store.derived import Codes, read_codes, same_rows
 from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
 
 Condition = str | Mapping[str, Any]  # SQL; or column → its value, or a list of those it may have
@@ -89,7 +89,7 @@ class Reading:
         codes = read_codes(self.store)
         if codes is None:
             raise QueryError(f"{self.store.label} is not compressed: run 'latent compress --write NAME'")
-        if codes.rows.num_rows != self.count or self._rows.count_rows(f"_row_created_at_version > {codes.version}"):
+        if not same_rows(self._rows, codes.version, codes.rows.num_rows):
             raise QueryError(
                 f"{self.store.label} was compressed at version {codes.version}, and rows came or went since: run 'latent compress --write {codes.codec.name}' again"
             )
