@@ -6,13 +6,19 @@ import base64
 import functools
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import urlopen
 
 import matplotlib.image
 import numpy as np
@@ -119,8 +125,12 @@ def page(desk: Desk, drawn: maps.Map, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_in_a_browser_points_are_drawn_a_search_narrows_them_and_a_click_shows_the_text(page: str, desk: Desk) -> None:
+def test_in_a_browser_points_are_drawn_a_search_narrows_them_and_a_click_shows_the_text(
+    page: str, desk: Desk, drawn: maps.Map
+) -> None:
     from playwright.sync_api import sync_playwright
+
+    topics = [label for _, _, label, level in drawn.regions if level == 0]
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=DRAWN_BY_THE_CPU)
@@ -132,31 +142,43 @@ def test_in_a_browser_points_are_drawn_a_search_narrows_them_and_a_click_shows_t
         canvas = tab.locator("canvas").first
         canvas.wait_for()
         tab.wait_for_timeout(2000)
-        assert of_colour(canvas.screenshot(), blue) > 200, "points are drawn"
+        shot = canvas.screenshot()
+        assert of_colour(shot, blue) > 50, "points are drawn, a colour a topic"
+        assert of_colour(shot, green) > 50
+        for topic in topics:
+            assert tab.get_by_text(topic, exact=True).count() >= 3, "in the legend, in its chart, on the map"
 
         tab.mouse.click(20, 56)
-        word = desk.table()["text"].to_pylist()[0].split()[0]
+        tab.locator("input[type=search]").wait_for()
+        tab.wait_for_timeout(1000)
+        shot = canvas.screenshot()  # smaller beside the list of what is found
+        texts = desk.table()["text"].to_pylist()
+        word = texts[0].split()[0]
         tab.locator("input[type=search]").fill(word)
         tab.get_by_text("results.").wait_for(timeout=30_000)
         found = int(tab.get_by_text("results.").inner_text().split()[0])
-        assert found == len([text for text in desk.table()["text"].to_pylist() if word in text.split()])
+        assert found == len([text for text in texts if word in text.split()])
         tab.wait_for_timeout(1000)
-        shot = canvas.screenshot()
-        assert of_colour(shot, orange) > 100, "what is found stands out"
+        assert of_colour(canvas.screenshot(), orange) > of_colour(shot, orange) + 20, "what is found stands out"
 
         box = canvas.bounding_box()
-        y, x = middle(shot, orange)
-        shown = tab.get_by_text(word).count()
+        y, x = middle(shot, blue)
+        shown = Counter({text: tab.get_by_text(text).count() for text in texts})
         tab.mouse.move(box["x"] + x, box["y"] + y)
         tab.mouse.click(box["x"] + x, box["y"] + y)
         tab.wait_for_timeout(1500)
-        assert tab.get_by_text(word).count() > shown, "the passage is shown"
+        more = Counter({text: tab.get_by_text(text).count() for text in texts}) - shown
+        assert more, "the passage is shown, on the map and among its like in the list"
         browser.close()
     assert {url for url in asked if not url.startswith((page, "blob:", "data:"))} == set(), "no request leaves the machine"
 
 
 def blue(rgb: np.ndarray) -> np.ndarray:
     return (rgb[..., 2] > rgb[..., 0] + 0.2) & (rgb[..., 2] > 0.4)
+
+
+def green(rgb: np.ndarray) -> np.ndarray:
+    return (rgb[..., 1] > rgb[..., 0] + 0.2) & (rgb[..., 1] > rgb[..., 2] + 0.1)
 
 
 def orange(rgb: np.ndarray) -> np.ndarray:
@@ -192,3 +214,21 @@ def test_a_change_report_is_one_file_that_asks_for_nothing(desk_for: Callable[..
     assert re.findall(r"""(?:src|href|url)[=(]["']?([^"':)]*)""", told) == ["data"]
     image = matplotlib.image.imread(io.BytesIO(base64.b64decode(re.search(r"base64,([A-Za-z0-9+/=]+)", told)[1])))
     assert len(np.unique((image[..., :3] * 255).astype(int).reshape(-1, 3), axis=0)) > TOPICS
+
+
+def test_open_serves_the_page_and_shows_it_to_the_browser(desk: Desk, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}\n')
+    browser.chmod(0o755)
+    command = [Path(sys.executable).with_name("latent"), "map", "--html", tmp_path / "page", "--open", "--config", desk.config_path]
+    with subprocess.Popen(command, env=os.environ | {"BROWSER": str(browser)}, stderr=subprocess.PIPE, text=True) as process:
+        url = next(line for line in process.stderr if line.startswith("http")).partition(",")[0]
+        deadline = time.monotonic() + 20
+        while not seen.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert seen.read_text().strip() == url
+        with urlopen(url) as answer:
+            assert b"<html" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in {0, 130}

@@ -179,15 +179,13 @@ def save_page(config: Config, drawn: Map, folder: Path) -> None:
     if "neighbours" in drawn.rows.column_names:
         near = zip(drawn.rows["neighbours"].to_pylist(), drawn.rows["distances"].to_pylist(), strict=True)
         told = told.append_column("neighbours", pa.array([{"ids": ids, "distances": far} for ids, far in near]))
-    labels = [{"x": x, "y": y, "text": label, "level": level, "priority": level} for x, y, label, level in drawn.regions]
-    props = make_embedding_atlas_props(
-        row_id="row",
-        x="x",
-        y="y",
-        text="text",
-        labels=labels,
-        neighbors="neighbours" if "neighbours" in told.column_names else None,
-    )
+    top = max(level for *_, level in drawn.regions)  # the page counts from the coarsest, which it shows from afar
+    labels = [{"x": x, "y": y, "content": label, "level": top - level, "priority": level} for x, y, label, level in drawn.regions]
+    near_column = "neighbours" if "neighbours" in told.column_names else None
+    props = make_embedding_atlas_props(row_id="row", x="x", y="y", text="text", labels=labels, neighbors=near_column)
+    drawn_as = {"x": "x", "y": "y", "text": "text", "neighbors": near_column, "category": "topic"}
+    props["defaultChartsConfig"] = {"embedding": {"data": drawn_as}, "exclude": ["row", "doc_id"]}
+    props["chartTheme"] = {scheme: {"categoryColors": COLOURS} for scheme in ("light", "dark")}
     with as_file(files("embedding_atlas") / "static") as static:
         source = DataSource(f"{place.name} {drawn.table_version}", told.to_pandas(), {"props": props})
         source.export_to_folder(str(static), str(folder))

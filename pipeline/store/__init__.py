@@ -17,7 +17,8 @@ beside the rows, with the recall that `tuning` measures; `reading` is a version 
 
 import os
 
-os.environ.setdefault("LANCE_LOG", "error")  # before it is imported: it warns of empty parts of indexes and the like
+os.environ.setdefault("LANCE_LOG", "error")  # before they are imported: they warn of empty parts of indexes and the like
+os.environ.setdefault("LANCEDB_LOG", "error")
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
 from pipeline.store.derived import (
