@@ -97,6 +97,11 @@ class Source(_Section):
         [], description="columns to keep beside each chunk, typed, usable in filters"
     )
 
+    skip_near_duplicates: bool = Field(
+        False,
+        description="leave out documents that say what others say, as 'latent duplicates' last found: in quarantine while those others stay as they are",
+    )
+
     @property
     def text_columns(self) -> list[str]:
         return [self.text] if isinstance(self.text, str) else self.text

@@ -7,8 +7,8 @@ of memory a document, and reading opened files twice, some 15,000 documents a se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +22,7 @@ SHARD_CHARS = (1 << 16, 1 << 20)  # about 15k to 250k tokens: 4–70 s on one co
 SHARDS_A_WORKER, LEAST_SHARDS = 16, 64  # aimed at, so that workers end together
 ON_GPU = 32  # times as much in a shard
 DUPLICATE = "duplicate id"  # how the reason of a shadowed document begins
+NEAR_DUPLICATE = "near-duplicate"  # and of one that says what others say
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,34 @@ def contested(sightings: pa.Table, held: pa.Table, quarantine: pa.Table, unchang
     return frozenset(rivals.filter(pc.is_in(rivals["doc_id"], value_set=claimed))["source_file"].to_pylist())
 
 
+def left_out(spared: pa.Table, sightings: pa.Table, held: pa.Table, changed: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Documents that need not be embedded, by id and hash, and why: all that stand for them are in the source as they were when that was found.
+
+    `spared`: SPARED. `changed`: files that are opened or gone: what they held is there only as far as it was sighted.
+    """
+    kept = pa.array(sorted({name for names in spared["kept_ids"].to_pylist() for name in names}), pa.string())
+    stored = held.filter(pc.is_in(held["doc_id"], value_set=kept))
+    stored = stored.filter(pc.invert(pc.is_in(stored["source_file"], value_set=pa.array(sorted(changed), pa.string()))))
+    seen = sightings.filter(pc.and_(pc.is_in(sightings["doc_id"], value_set=kept), pc.is_null(sightings["problem"])))
+    there = {pair for rows in (stored, seen) for pair in zip(rows["doc_id"].to_pylist(), rows["doc_hash"].to_pylist(), strict=True)}
+    return {
+        (
+            row["doc_id"],
+            row["doc_hash"],
+        ): f"{NEAR_DUPLICATE}: {row['similarity']:.3f} or more to {', '.join(sorted(set(row['kept_ids'])))}"
+        for row in spared.to_pylist()
+        if there.issuperset(zip(row["kept_ids"], row["kept_hashes"], strict=True))
+    }
+
+
+def to_look_at(left: Mapping[tuple[str, str], str], held: pa.Table, quarantine: pa.Table) -> frozenset[str]:
+    """Files with a document that is held and now left out, or was left out and now is not: to be opened."""
+    pairs = zip(*(held[name].to_pylist() for name in ("doc_id", "doc_hash", "source_file")), strict=True) if left else ()
+    out = {file for doc_id, doc_hash, file in pairs if (doc_id, doc_hash) in left}
+    was = quarantine.filter(pc.starts_with(quarantine["reason"], NEAR_DUPLICATE)).to_pylist()
+    return frozenset(out | {row["source_file"] for row in was if (row["doc_id"], row["doc_hash"]) not in left})
+
+
 @dataclass(frozen=True)
 class Survey:
     """What was seen, for `make_plan`."""
@@ -91,6 +120,9 @@ class Survey:
     quarantine: pa.Table  # QUARANTINE as recorded
     recorded: pa.Table  # FILES as recorded
     retry: bool = False  # take quarantined documents again
+    left_out: Mapping[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # documents that need not be embedded, by id and hash: why
 
 
 def make_plan(survey: Survey, run_id: str, workers: int = 1, *, on_gpu: bool = False) -> Plan:
@@ -100,7 +132,7 @@ def make_plan(survey: Survey, run_id: str, workers: int = 1, *, on_gpu: bool = F
     again under its new file, its vectors reused. A refused file keeps its documents; so does a file in which a row could not be told
     from another, as far as documents are missing from it.
     """
-    seen = _in_order(survey)
+    seen = _without_left_out(_in_order(survey), survey.left_out)
     first = _first_of_id(seen["doc_id"])
     claims = seen.filter(pc.and_(first, pc.is_null(seen["problem"])))
     failures = _failures(survey)
@@ -148,6 +180,15 @@ def _in_order(survey: Survey) -> pa.Table:
     return seen.append_column("source_file", pa.DictionaryArray.from_arrays(seen["file"].combine_chunks(), paths))
 
 
+def _without_left_out(seen: pa.Table, left_out: Mapping[tuple[str, str], str]) -> pa.Table:
+    """The sightings, with a problem where a document need not be embedded."""
+    if not left_out:
+        return seen
+    pairs = zip(seen["doc_id"].to_pylist(), seen["doc_hash"].to_pylist(), strict=True)
+    reasons = pa.array([left_out.get((doc_id, doc_hash)) for doc_id, doc_hash in pairs], pa.string())
+    return seen.set_column(seen.column_names.index("problem"), "problem", pc.coalesce(seen["problem"], reasons))
+
+
 def _first_of_id(doc_ids: pa.ChunkedArray) -> pa.Array:
     """True where an id stands for the first time."""
     codes = doc_ids.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
@@ -161,7 +202,9 @@ def _failures(survey: Survey) -> dict[tuple[str, str, str], dict[str, object]]:
     """Quarantine rows of documents whose encoding failed, by id, file and content: not to be tried again."""
     if survey.retry:
         return {}
-    failed = survey.quarantine.filter(pc.invert(pc.starts_with(survey.quarantine["reason"], DUPLICATE)))
+    reasons = survey.quarantine["reason"]
+    found_anew = pc.or_(pc.starts_with(reasons, DUPLICATE), pc.starts_with(reasons, NEAR_DUPLICATE))
+    failed = survey.quarantine.filter(pc.invert(found_anew))
     return {_key(row): row for row in failed.to_pylist()}
 
 

@@ -47,6 +47,17 @@ HELD = pa.schema(
     ]
 )
 
+# Documents every passage of which a kept passage stands for, and the documents that those are of.
+SPARED = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("doc_hash", pa.string(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),  # of the passage that is least like its kept one
+        pa.field("kept_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("kept_hashes", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
 FILES = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),

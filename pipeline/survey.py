@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.encode import actual_precision
 from pipeline.engine import Crew
 from pipeline.errors import SourceError, SpecMismatch, UnreadableFile, shown
-from pipeline.plan import Plan, Survey, compare_files, contested, make_plan, shadowing
+from pipeline.plan import Plan, Survey, compare_files, contested, left_out, make_plan, shadowing, to_look_at
 from pipeline.schema import (
     FILES,
     HELD,
@@ -176,12 +176,22 @@ def survey(
         reopened |= shadowing(quarantine)
         changes = compare_files(files, recorded, reading, reopened)
     sightings, refused, opened = [SIGHTINGS.empty_table()], dict[str, str](), set[int]()
-    while pending := [i for i in changes.changed if i not in opened]:
+    spared = store.read_derived(at.store, "spared") if settings.skip_near_duplicates else None
+    left: dict[tuple[str, str], str] = {}
+    while True:
+        if spared is not None:
+            gone = set(recorded["path"].to_pylist()) - set(changes.unchanged)
+            left = left_out(spared.rows, pa.concat_tables(sightings), held, gone)
+        reopened |= to_look_at(left, held, quarantine)
+        changes = compare_files(files, recorded, reading, reopened)
+        if not (pending := [i for i in changes.changed if i not in opened]):
+            break
         _sight(reader, origin, files, pending, sightings, refused, on_progress)
         opened |= set(pending)
         reopened |= contested(pa.concat_tables(sightings), held, quarantine, changes.unchanged)
-        changes = compare_files(files, recorded, reading, reopened)
-    result = Survey(files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined)
+    result = Survey(
+        files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined, left
+    )
     done = make_plan(result, run_id, at.crew.expected, on_gpu=at.crew.gpus > 0)
     pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
     return Outlook(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,6 +90,39 @@ def test_outliers_are_by_the_fifth_nearest(desk: Desk) -> None:
     }
     assert done.strangest[0].distance == distances[0] == pytest.approx(max(exact.values()), abs=1e-5)
     assert all(row["nearest_chunk_id"] != row["chunk_id"] for row in told)
+
+
+def test_what_others_say_is_left_out_and_comes_back_when_they_change(desk: Desk) -> None:
+    found(desk)
+    config = desk.config_path.read_text()
+    desk.config_path.write_text(config.replace("[source]", "[source]\nskip_near_duplicates = true"))
+    report = desk.embed()
+    gone = {"d03", "d04", "f4", "f5"}
+    assert (report.documents.quarantined, report.documents.deleted, report.chunks.deleted) == (4, 0, 4)
+    assert {name for name, _ in desk.rows()} & gone == set()
+    reasons = {row["doc_id"]: row["reason"] for row in desk.side("quarantine")}
+    assert reasons.keys() == gone
+    assert re.fullmatch(r"near-duplicate: 0\.\d{3} or more to e3", reasons["d03"])
+    assert reasons["f5"] == "near-duplicate: 1.000 or more to d05"
+
+    assert desk.embed().table_version == report.table_version, "nothing changed: nothing is done"
+    assert found(desk).droppable == 0
+    assert desk.embed().table_version == report.table_version, "what is left out is not asked for again"
+
+    rows = [json.loads(line) for line in (desk.source / "a.jsonl").read_text().splitlines()]
+    desk.write("b.jsonl", [{"id": "g5", "text": next(row["text"] for row in rows if row["id"] == "d05")}])
+    assert desk.embed().documents.added == 1, "what is new was not compared yet"
+    desk.write("a.jsonl", [row if row["id"] != "e3" else row | {"text": words(101)} for row in rows])
+    back = desk.embed()
+    assert (back.documents.added, back.documents.changed, back.documents.quarantined) == (1, 1, 3)
+    assert {name for name, _ in desk.rows()} & gone == {"d03"}
+    desk.write("a.jsonl", [row for row in rows if row["id"] not in {"e3", "d05"}])
+    desk.embed()
+    assert {name for name, _ in desk.rows()} & gone == {"d03", "f5"}, "in the same run in which its like goes"
+    desk.config_path.write_text(config)
+    desk.embed()
+    assert {name for name, _ in desk.rows()} & gone == gone
+    assert desk.side("quarantine") == []
 
 
 def test_nothing_alike_is_an_answer_too(desk_for: Callable[..., Desk], tmp_path: Path) -> None:

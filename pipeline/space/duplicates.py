@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import QueryError
 from pipeline.neighbours import Cells
 from pipeline.run import quiet
-from pipeline.schema import Progress
+from pipeline.schema import SPARED, Progress
 from pipeline.space.clusters import SAMPLE
 from pipeline.store import Store
 from pipeline.survey import OnProgress, store_of
@@ -97,8 +97,10 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
     kept, likeness = kept[first], likeness[first]
     inside = _in_groups(kept, likeness)
     grouped = _grouped(place, version, inside, kept[inside] == inside, likeness[inside])
+    spared = _spared(place, version, grouped)
     told = {"table_version": version, "rows": count, "similarity": similarity, "pairs_met": met}
-    store.write_derived(place, "duplicates", grouped, told)
+    store.write_derived(place, "spared", spared, told)
+    store.write_derived(place, "duplicates", grouped.drop_columns(["doc_hash", "kept_doc_id", "kept_doc_hash"]), told)
     store.write_derived(place, "outliers", outliers, told)
     dropped = grouped.filter(pc.invert(grouped["keep"]))
     return Duplicates(
@@ -108,7 +110,7 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
         groups=grouped.num_rows - dropped.num_rows,
         droppable=dropped.num_rows,
         equal=count - len(rows),
-        documents=_whole(place, version, dropped["doc_id"]),
+        documents=spared.num_rows,
         pairs_met=met,
         duplicates_table=f"{place.name}_duplicates",
         outliers_table=f"{place.name}_outliers",
@@ -166,16 +168,19 @@ def _in_groups(kept: np.ndarray, likeness: np.ndarray) -> np.ndarray:
 
 
 def _grouped(place: Store, version: int, inside: np.ndarray, stands: np.ndarray, likeness: np.ndarray) -> pa.Table:
-    ids = store.rows_at(place, version, inside, ["chunk_id", "doc_id"])
-    standing = np.maximum.accumulate(np.where(stands, np.arange(len(inside)), 0))
+    ids = store.rows_at(place, version, inside, ["chunk_id", "doc_id", "doc_hash"])
+    kept = ids.take(np.maximum.accumulate(np.where(stands, np.arange(len(inside)), 0)))
     return pa.table(
         {
             "group_id": (np.cumsum(stands) - 1).astype(np.int32),
             "chunk_id": ids["chunk_id"],
             "doc_id": ids["doc_id"],
+            "doc_hash": ids["doc_hash"],
             "keep": stands,
             "similarity": likeness,
-            "kept_chunk_id": ids["chunk_id"].take(standing),
+            "kept_chunk_id": kept["chunk_id"],
+            "kept_doc_id": kept["doc_id"],
+            "kept_doc_hash": kept["doc_hash"],
         }
     )
 
@@ -195,9 +200,29 @@ def _outliers(place: Store, version: int, strange: np.ndarray, far: np.ndarray, 
     return rows.add_column(2, "distance", pa.array(far, pa.float32())).add_column(3, "nearest_chunk_id", beside)
 
 
-def _whole(place: Store, version: int, dropped: pa.ChunkedArray) -> int:
-    """How many documents have no passage but such."""
-    passages = pa.chunked_array([batch["doc_id"] for batch in store.batches(place, version, ["doc_id"])]).value_counts()
-    gone = dropped.value_counts()
-    has = passages.field("counts").take(pc.index_in(gone.field("values"), value_set=passages.field("values")))
-    return int(pc.sum(pc.equal(has, gone.field("counts"))).as_py() or 0)
+def _spared(place: Store, version: int, grouped: pa.Table) -> pa.Table:
+    """Documents of which every passage may go; and those that were found so before, are left out since, and whose like is still there."""
+    documents = pa.Table.from_batches(list(store.batches(place, version, ["doc_id", "doc_hash"]))).group_by(["doc_id", "doc_hash"])
+    passages = documents.aggregate([([], "count_all")])
+    dropped = grouped.filter(pc.invert(grouped["keep"])).group_by(["doc_id", "doc_hash"])
+    found = dropped.aggregate([([], "count_all"), ("similarity", "min"), ("kept_doc_id", "list"), ("kept_doc_hash", "list")])
+    keys = [pc.binary_join_element_wise(each["doc_id"], each["doc_hash"], "") for each in (found, passages)]
+    has = passages["count_all"].take(pc.index_in(keys[0], value_set=keys[1].combine_chunks()))
+    found = found.filter(pc.equal(found["count_all"], has))
+    found = found.take(pc.sort_indices(found["doc_id"]))
+    rows = found.select(["doc_id", "doc_hash", "similarity_min", "kept_doc_id_list", "kept_doc_hash_list"]).rename_columns(
+        SPARED.names
+    )
+    before = store.read_derived(place, "spared")
+    if before is None:
+        return rows
+    there = set(zip(passages["doc_id"].to_pylist(), passages["doc_hash"].to_pylist(), strict=True))
+    there -= set(zip(rows["doc_id"].to_pylist(), rows["doc_hash"].to_pylist(), strict=True))
+    held = pc.is_in(before.rows["doc_id"], value_set=passages["doc_id"].combine_chunks())
+    stays = [
+        not known and there.issuperset(zip(ids, hashes, strict=True))
+        for known, ids, hashes in zip(
+            *(each.to_pylist() for each in (held, before.rows["kept_ids"], before.rows["kept_hashes"])), strict=True
+        )
+    ]
+    return pa.concat_tables([rows, before.rows.filter(pa.array(stays, pa.bool_())).replace_schema_metadata(None)])
