@@ -56,6 +56,7 @@ class Asked(BaseModel):
     per_document: bool = False
     context: int = Field(0, ge=0, le=10)
     exact: bool = False
+    compressed: bool = False
     plus: list[Text] = Field([], max_length=MOST_TEXTS, description="texts whose vectors are added to the query's")
     minus: list[Text] = Field([], max_length=MOST_TEXTS, description="texts whose vectors are taken off it")
 

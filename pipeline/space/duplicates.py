@@ -110,7 +110,7 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
         groups=grouped.num_rows - dropped.num_rows,
         droppable=dropped.num_rows,
         equal=count - len(rows),
-        documents=spared.num_rows,
+        documents=int(pc.sum(pc.is_in(spared["doc_id"], value_set=dropped["doc_id"].combine_chunks())).as_py() or 0),
         pairs_met=met,
         duplicates_table=f"{place.name}_duplicates",
         outliers_table=f"{place.name}_outliers",
