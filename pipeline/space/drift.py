@@ -29,7 +29,7 @@ SAMPLED = 20_000  # passages of each version, to find topics in
 REFERENCE = 20_000  # documents before that those that came are compared with
 TESTED = 5_000  # documents of each side
 NEW_OR_GONE = 0.05  # of a topic's passages there were before, or are left, at most
-LOOKED_BACK = 1000  # versions
+LOOKED_BACK = (20, 1000)  # versions: each is a request or two
 SHOWN = 10  # strangest documents
 LISTED = 20  # that came, that went
 DRAWN = 3_000  # passages of each version, on a map
@@ -165,11 +165,12 @@ def drift(config: Config, since: str | None = None, on_progress: OnProgress = qu
 
 def _before_newest_run(place: Store) -> int:
     """The version that the newest run which changed rows began with."""
-    made = [v for v in store.versions(place, LOOKED_BACK) if v.run_id]
-    earlier = [v.version for v in made if v.run_id != made[0].run_id]
-    if not earlier:
-        raise QueryError(f"{place.label}: no run before the newest one is kept: nothing to compare with")
-    return earlier[0]
+    for count in LOOKED_BACK:
+        made = [v for v in store.versions(place, count) if v.run_id]
+        for version in made:
+            if version.run_id != made[0].run_id:
+                return version.version
+    raise QueryError(f"{place.label}: no run before the newest one is kept: nothing to compare with")
 
 
 def _require_comparable(place: Store, before: int, now: int) -> None:
