@@ -25,7 +25,9 @@ checkpoint, and to resume is to plan again.
     join   survey    look before doing: list, sight, plan
            estimate  tokens and time of a plan
            worker    what one worker does with a shard
+           metrics   figures of a run, for Prometheus
            ledger    receipts -> commits, and the counts of a run
+           manners   when a backfill goes, and when it gives way
            run       the use-cases: plan, embed, maintain, rollback
            migrate   another model, without a pause
            verify    proof that the table is right

@@ -50,6 +50,19 @@ def _timezone(value: str) -> str:
     return value
 
 
+def _hours(value: str) -> str:
+    if value and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", value):
+        raise ValueError("two times of the day such as 20:00-06:00, or nothing")
+    return value
+
+
+def _listen(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if value and not (host and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError("host:port such as 127.0.0.1:9108, or nothing")
+    return value
+
+
 def _ordered(value: list[int]) -> list[int]:
     if value[0] > value[1]:
         raise ValueError("[min, max]")
@@ -177,6 +190,27 @@ class Ray(_Section):
     gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0, description="GPUs a worker; a fraction shares one"
     )
+    cost_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0,
+        description="what encoding a million tokens costs on these workers, in your currency; plans and reports tell the cost; 0: they do not",
+    )
+
+
+class Backfill(_Section):
+    """Manners of `latent run --backfill`, which lets other runs of the table pass."""
+
+    tokens_per_second: Annotated[int, Field(ge=0)] = Field(0, description="at most, over all workers; 0: as many as they can")
+    hours: Annotated[str, AfterValidator(_hours)] = Field(
+        "", description="when it works, such as 20:00-06:00, in the time zone of [schedule]; empty: always"
+    )
+
+
+class Metrics(_Section):
+    """Figures of a run for Prometheus."""
+
+    listen: Annotated[str, AfterValidator(_listen)] = Field(
+        "", description="host:port where a run shows them while it lasts, such as 127.0.0.1:9108; empty: nowhere"
+    )
 
 
 Language = Literal[
@@ -257,6 +291,8 @@ class Config(_Section):
     model: Model = Model()
     table: Table = Table()
     ray: Ray = Ray()
+    backfill: Backfill = Backfill()
+    metrics: Metrics = Metrics()
     index: Index = Index()
     search: Search = Search()
     cluster: Cluster = Cluster()

@@ -16,7 +16,7 @@ from pipeline.chunk import make_chunker
 from pipeline.encode import Encoder, gpu_count
 from pipeline.schema import ChunkCounts, Report, Slice
 from pipeline.store import vectors_of
-from pipeline.survey import Outlook, Scene
+from pipeline.survey import Outlook, Scene, cost_of
 from pipeline.worker import cut
 
 log = logging.getLogger("pipeline")
@@ -66,6 +66,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
         report,
         chunks=ChunkCounts(round(cut_up * new), round(cut_up * (1 - new)), 0),
         tokens=total,
+        cost=cost_of(total, at.config),
         seconds=round(seconds, 3),
         tokens_per_second=round(rate * workers, 1),
         workers=workers,

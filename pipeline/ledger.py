@@ -16,15 +16,16 @@ from dataclasses import asdict, dataclass, field, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import store
+from pipeline import metrics, store
 from pipeline.engine import Casualty, Finished
 from pipeline.errors import PipelineError
-from pipeline.schema import QUARANTINE, RUNS, ChunkCounts, DocumentCounts, Receipt, Report
+from pipeline.schema import QUARANTINE, RUNS, ChunkCounts, DocumentCounts, Progress, Receipt, Report, ShardTime
 from pipeline.store import Change, Lease, Side
-from pipeline.survey import Outlook, Scene, report_of, same_rows
+from pipeline.survey import Outlook, Scene, cost_of, reasons_of, report_of, same_rows
 from pipeline.worker import quarantine_rows
 
 log = logging.getLogger("pipeline")
+SLOWEST = 5  # shards that a report tells of
 
 
 @contextlib.contextmanager
@@ -72,10 +73,14 @@ class Ledger:
         earlier = self.outlook.survey.quarantine
         # Id and file of the quarantined documents that workers are not through with.
         self._untried = set(zip(earlier["doc_id"].to_pylist(), earlier["source_file"].to_pylist(), strict=True))
-        self._undone = Counter[str]()  # documents to do, by file
+        self._undone = Counter[str](self.outlook.plan.left)  # documents to do, by file
         for shard in self.outlook.plan.shards:
             for piece in shard.slices:
                 self._undone[piece.file.path] += piece.documents.num_rows
+        planned = self.outlook.plan.documents
+        self.counts.update(undone_added=planned.added, undone_changed=planned.changed)  # until a worker is through with them
+        self.slowest: list[ShardTime] = []
+        self._working_since = time.monotonic()
 
     @unbroken()
     def take(self, finished: Finished | Casualty) -> None:
@@ -97,12 +102,15 @@ class Ledger:
         self.embedded += fresh.num_rows - outcome.quarantined.num_rows
         self.tokens += outcome.tokens
         gone = pc.is_in(documents["doc_id"], value_set=outcome.quarantined["doc_id"].combine_chunks())
-        undone = documents.filter(pc.or_(stale, gone))
-        held = pc.sum(undone["held"]).as_py() or 0
-        self.counts.update(encoded=outcome.encoded, reused=outcome.reused, stale=len(outcome.stale))
-        self.counts.update(undone_changed=held, undone_added=undone.num_rows - held)
+        done = documents.filter(pc.invert(pc.or_(stale, gone)))
+        changed, held = (int(pc.sum(done[name]).as_py() or 0) for name in ("changed", "held"))
+        self.counts.update(encoded=outcome.encoded, reused=outcome.reused, stale=len(outcome.stale), taken=documents.num_rows)
+        self.counts.subtract({"undone_changed": changed, "undone_added": done.num_rows - held})
         for what, spent in (("read", outcome.read_s), ("encode", outcome.encode_s), ("write", outcome.write_s)):
             self.seconds[what] += spent
+        metrics.took(self.at.store.name, outcome)
+        metrics.stands(self.at.store.name, self.progress())
+        self._note(ShardTime(outcome.shard, outcome.node, documents.num_rows, outcome.tokens, round(outcome.seconds, 2)))
         log.info(
             "shard %s: %d documents, %d chunks encoded, %d reused, %d tokens; read %.1f s, encode %.1f s, write %.1f s",
             outcome.shard[:8],
@@ -131,6 +139,7 @@ class Ledger:
             done = store.commit(self.at.store, self.lease, Change(fragments, replaced, shards, sides), since=self.version)
             self.version = done.version
             self.counts["deleted"] += done.rows_deleted
+            metrics.COMMITS.labels(self.at.store.name).inc()
             log.info("version %d: %d rows in, %d out", done.version, done.rows_added, done.rows_deleted)
         self._sides |= sides
         self._pending, self._replaced, self._ended = [], [], last
@@ -148,6 +157,17 @@ class Ledger:
         with contextlib.suppress(PipelineError):
             self.record(status)
 
+    @property
+    def undone(self) -> int:
+        """Documents of the plan that no worker is through with."""
+        return self.total - self.counts["taken"]
+
+    def progress(self) -> Progress:
+        """Where the run stands; the time left by the pace so far."""
+        spent = time.monotonic() - self._working_since
+        left = self.undone * spent / (self.total - self.undone) if self.undone < self.total else None
+        return Progress("encode", self.embedded, self.total, self.tokens, self.lost.num_rows, left)
+
     def report(self) -> Report:
         counts, planned = self.counts, self.outlook.plan.documents
         seconds = time.perf_counter() - self.started
@@ -155,11 +175,12 @@ class Ledger:
             added=planned.added - counts["undone_added"],
             changed=planned.changed - counts["undone_changed"],
             unchanged=planned.unchanged,
-            deleted=planned.deleted,
+            deleted=planned.deleted if self._ended else 0,
             quarantined=planned.quarantined + self.lost.num_rows,
         )
         return replace(
             report_of(self.lease.run_id, self.outlook, documents),
+            undone=self.undone,
             table_version=self.version,
             chunks=ChunkCounts(counts["encoded"], counts["reused"], counts["deleted"]),
             tokens=self.tokens,
@@ -170,10 +191,19 @@ class Ledger:
             workers=self.workers,
             seconds=round(seconds, 2),
             tokens_per_second=round(self.tokens / seconds, 1),
+            cost=cost_of(self.tokens, self.at.config),
+            reasons=reasons_of(pa.concat_tables([self.outlook.plan.quarantined, self.lost])),
+            slowest=tuple(self.slowest),
         )
 
+    def _note(self, shard: ShardTime) -> None:
+        """Keep it if it is among the slowest."""
+        self.slowest = sorted([*self.slowest, shard], key=lambda each: -each.seconds)[:SLOWEST]
+
     def record(self, status: str) -> None:
-        """Say in the table of runs where this one stands: running, done, interrupted or failed."""
+        """Say in the table of runs where this one stands: running, done, gave way, interrupted or failed."""
+        if status != "running":
+            metrics.RUNS.labels(self.at.store.name, status).inc()
         row = {
             "run_id": self.lease.run_id,
             "status": status,

@@ -7,6 +7,7 @@ of memory a document, and reading opened files twice, some 15,000 documents a se
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,6 +32,7 @@ class FileChanges:
 
     changed: tuple[int, ...]  # indices into the listing: new, changed, or read with other settings
     unchanged: tuple[str, ...]  # paths; not opened
+    left: tuple[str, ...] = ()  # paths that a backfill under way is to do; not opened
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,20 @@ class Plan:
     documents: DocumentCounts
     moved: int
     chars: int  # of the documents to do
+    left: Mapping[str, int]  # path → documents to do that the sample leaves out
 
     def __bool__(self) -> bool:
         """Whether there are rows to write or to delete."""
         return bool(self.shards) or len(self.deleted) > 0
 
 
-def compare_files(listing: Sequence[FileState], recorded: pa.Table, reading: str, reopened: frozenset[str]) -> FileChanges:
-    """Which files must be opened. `reading` names the settings they are read with; those in `reopened` are opened whatever their state."""
+def compare_files(
+    listing: Sequence[FileState], recorded: pa.Table, reading: str, reopened: frozenset[str], backfilled: int | None = None
+) -> FileChanges:
+    """Which files must be opened. `reading` names the settings they are read with; those in `reopened` are opened whatever their state.
+
+    Files not recorded and older than `backfilled` (ns since 1970) are left to the backfill that began then.
+    """
     known = {
         path: (size, modified, how)
         for path, size, modified, how in zip(
@@ -59,8 +67,10 @@ def compare_files(listing: Sequence[FileState], recorded: pa.Table, reading: str
         )
     }
     changed = [i for i, f in enumerate(listing) if known.get(f.path) != (f.size, f.modified, reading) or f.path in reopened]
+    left = {f.path for f in listing if f.path not in known and f.path not in reopened and f.modified < (backfilled or 0)}
+    changed = [i for i in changed if listing[i].path not in left]
     opened = {listing[i].path for i in changed}
-    return FileChanges(tuple(changed), tuple(f.path for f in listing if f.path not in opened))
+    return FileChanges(tuple(changed), tuple(f.path for f in listing if f.path not in opened | left), tuple(sorted(left)))
 
 
 def shadowing(quarantine: pa.Table) -> frozenset[str]:
@@ -120,6 +130,7 @@ class Survey:
     quarantine: pa.Table  # QUARANTINE as recorded
     recorded: pa.Table  # FILES as recorded
     retry: bool = False  # take quarantined documents again
+    share: float = 1.0  # of the documents to do: fewer are a sample
     left_out: Mapping[tuple[str, str], str] = field(
         default_factory=dict
     )  # documents that need not be embedded, by id and hash: why
@@ -146,28 +157,37 @@ def make_plan(survey: Survey, run_id: str, workers: int = 1, *, on_gpu: bool = F
     same_file = pc.fill_null(
         pc.equal(claims["source_file"].cast(pa.string()), survey.held["source_file"].take(at)), fill_value=False
     )
-    claims = claims.append_column("held", held)
+    claims = claims.append_column("held", held).append_column("changed", pc.and_(held, pc.invert(same_hash)))
     todo = claims.filter(pc.invert(pc.and_(same_hash, same_file)))
+    drawn = _drawn(todo, survey.share)
+    left, todo = todo.filter(pc.invert(drawn)), todo.filter(drawn)
 
     quarantined = _quarantined(survey, seen, first, carried, run_id)
     deleted = _deleted(survey, seen, claims["doc_id"])
     in_quarantine = pc.is_in(deleted, value_set=quarantined["doc_id"].combine_chunks())
-    changed = _count(pc.and_(held, pc.invert(same_hash)))
     return Plan(
         shards=tuple(_shards(todo, survey.listing, max(LEAST_SHARDS, SHARDS_A_WORKER * workers), ON_GPU if on_gpu else 1)),
         deleted=deleted,
         quarantined=quarantined,
         files=_files(survey, run_id),
         documents=DocumentCounts(
-            added=_count(pc.invert(held)),
-            changed=changed,
-            unchanged=survey.held.num_rows - len(deleted) - changed,
+            added=_count(pc.invert(todo["held"])),
+            changed=_count(todo["changed"]),
+            unchanged=survey.held.num_rows - len(deleted) - _count(claims["changed"]),
             deleted=_count(pc.invert(in_quarantine)),
             quarantined=quarantined.num_rows,
         ),
         moved=_count(pc.and_(same_hash, pc.invert(same_file))),
         chars=pc.sum(todo["chars"]).as_py() or 0,
+        left=Counter(left["source_file"].cast(pa.string()).to_pylist()),
     )
+
+
+def _drawn(todo: pa.Table, share: float) -> pa.Array:
+    """A sample by content: the same documents each time, whatever else is in the source."""
+    if share >= 1:
+        return pa.array([True] * todo.num_rows, pa.bool_())
+    return pc.less(pc.utf8_slice_codeunits(todo["doc_hash"], 0, 8), f"{int(share * 2**32):08x}")
 
 
 def _in_order(survey: Survey) -> pa.Table:
@@ -283,7 +303,7 @@ def _files(survey: Survey, run_id: str) -> pa.Table:
 def _shards(todo: pa.Table, listing: Sequence[FileState], aim: int, times: int) -> Iterator[Shard]:
     """Documents to do, cut into shards in the order of files and rows."""
     files = todo["file"].to_numpy()
-    documents = todo.select(["row", "doc_id", "doc_hash", "held"])
+    documents = todo.select(["row", "doc_id", "doc_hash", "held", "changed"])
     for start, stop in pairwise(_cuts(todo["chars"].to_numpy(), aim, times)):
         edges = [start, *(start + 1 + np.flatnonzero(np.diff(files[start:stop]))), stop]
         yield Shard(tuple(Slice(listing[files[a]], documents[a:b].combine_chunks()) for a, b in pairwise(edges)))

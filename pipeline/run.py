@@ -10,18 +10,19 @@ import datetime as dt
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pipeline import store
+from pipeline import metrics, store
 from pipeline.config import Config
 from pipeline.encode import loss_of
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted, QueryError, StoreError
+from pipeline.errors import Interrupted, QueryError, StoreError, TableBusy
 from pipeline.estimate import estimate
-from pipeline.ledger import Ledger
-from pipeline.schema import Progress, Report
+from pipeline.ledger import SLOWEST, Ledger
+from pipeline.manners import Manners
+from pipeline.schema import ChunkCounts, Progress, Report
 from pipeline.store import Store, Tuning, Words
 from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
@@ -54,18 +55,29 @@ def embed(
     *,
     retry_quarantined: bool = False,
     allow_empty: bool = False,
+    sample: float = 1.0,
     engine: MakeEngine = Engine,
+    manners: Manners | None = None,
 ) -> Report:
-    """Bring the table up to date with the source, exactly once. `engine` is the seam for workers of another kind.
+    """Bring the table up to date with the source, exactly once.
 
-    Raises PipelineError; Interrupted where a signal stopped it. Either way what had been finished is committed.
+    `sample`: that share of the documents to do, chosen by content; the rest is another run's. `engine` is the seam for workers of another kind. With
+    `manners` it is a turn of `backfill`. Raises PipelineError; Interrupted where a signal stopped it. Either way what had been finished is committed.
     """
     started = time.perf_counter()
     run_id = new_run_id()
     at = scene(config)
 
     def look() -> Outlook:
-        return survey(at, run_id, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
+        return survey(
+            at,
+            run_id,
+            on_progress,
+            retry_quarantined=retry_quarantined,
+            allow_empty=allow_empty,
+            share=sample,
+            backfill=manners is not None,
+        )
 
     outlook = look()
     if not outlook.plan and not outlook.sides_change and outlook.table_version is not None:
@@ -73,7 +85,7 @@ def embed(
         return replace(report, seconds=round(time.perf_counter() - started, 2))
     if outlook.plan.shards and at.spec.precision == "int8":  # before there is a table: a model may take no 8 bits
         log.warning("precision int8: %s", loss_of(at.model))
-    with store.sole_writer(at.store, run_id) as lease:
+    with store.sole_writer(at.store, run_id, gives_way=manners is not None) as lease:
         asking = store.Asking(at.config.model.revision, at.config.model.query_prompt)
         store.create(at.store, at.spec, outlook.metadata, asking)
         at = scene(config)  # another run may have made the table first, or migrated it
@@ -81,9 +93,81 @@ def embed(
             outlook = look()
         ledger = Ledger(at, outlook, lease, started)
         ledger.record("running")
-        _work_and_record(ledger, on_progress, engine)
+        with metrics.shown_at(config.metrics.listen):
+            _work_and_record(ledger, on_progress, engine, manners)
     on_progress(Progress("done", ledger.embedded, ledger.total, ledger.tokens, ledger.lost.num_rows))
     return ledger.report()
+
+
+def backfill(
+    config: Config,
+    on_progress: OnProgress = quiet,
+    *,
+    retry_quarantined: bool = False,
+    allow_empty: bool = False,
+    sample: float = 1.0,
+    engine: MakeEngine = Engine,
+) -> Report:
+    """`embed` for a job of days: it keeps to a pace and to hours, can be paused, and gives way to other runs of the table.
+
+    It works in turns, each a run of its own; to go on is to plan again. What stands in the way between two turns keeps neither lease nor workers. A run that
+    comes meanwhile leaves to it the files that it has not recorded yet. Raises PipelineError; TableBusy where a backfill is under way.
+    """
+    place = store_of(config)
+    with store.Backfill(place, new_run_id()) as presence:
+        manners, turns = Manners(config, place, presence), list[Report]()
+        while not turns or turns[-1].undone:
+            manners.wait(lambda reason: _tell_waiting(reason, on_progress))
+            try:
+                turn = embed(
+                    config,
+                    on_progress,
+                    retry_quarantined=retry_quarantined and not turns,
+                    allow_empty=allow_empty,
+                    sample=sample,
+                    engine=engine,
+                    manners=manners,
+                )
+                turns.append(turn)
+            except TableBusy:  # another run came first
+                if presence.in_the_way() is None:
+                    raise
+    return _summed(turns)
+
+
+def _tell_waiting(reason: str, on_progress: OnProgress) -> None:
+    log.info("the backfill waits: %s", reason)
+    on_progress(Progress("wait"))
+
+
+def _summed(turns: Sequence[Report]) -> Report:
+    """The report of all turns together."""
+    last, earlier = turns[-1], turns[:-1]
+    documents, chunks = last.documents, last.chunks
+    for turn in earlier:
+        d, c = turn.documents, turn.chunks
+        documents = replace(
+            documents,
+            added=documents.added + d.added,
+            changed=documents.changed + d.changed,
+            unchanged=documents.unchanged - d.added - d.changed,
+            deleted=documents.deleted + d.deleted,
+        )
+        chunks = ChunkCounts(chunks.encoded + c.encoded, chunks.reused + c.reused, chunks.deleted + c.deleted)
+    tokens, seconds = sum(turn.tokens for turn in turns), sum(turn.seconds for turn in turns)
+    return replace(
+        last,
+        documents=documents,
+        chunks=chunks,
+        tokens=tokens,
+        seconds=round(seconds, 2),
+        tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
+        read_seconds=round(sum(turn.read_seconds for turn in turns), 2),
+        encode_seconds=round(sum(turn.encode_seconds for turn in turns), 2),
+        write_seconds=round(sum(turn.write_seconds for turn in turns), 2),
+        cost=round(sum(turn.cost for turn in turns), 4),
+        slowest=tuple(sorted((shard for turn in turns for shard in turn.slowest), key=lambda each: -each.seconds)[:SLOWEST]),
+    )
 
 
 def _moved_on(at: Scene, outlook: Outlook) -> bool:
@@ -91,11 +175,11 @@ def _moved_on(at: Scene, outlook: Outlook) -> bool:
     return bool(at.store.opened().version != (outlook.table_version or 1))  # 1: just created
 
 
-def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> None:
+def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, manners: Manners | None) -> None:
     """Do the plan; however it ends, commit what is finished and say in the table of runs how it ended."""
     try:
-        _work(ledger, on_progress, make_engine)
-        ledger.commit(last=True)
+        whole = _work(ledger, on_progress, make_engine, manners)
+        ledger.commit(last=whole)
     except (KeyboardInterrupt, SystemExit) as stop:  # Prefect cancels with SystemExit
         ledger.commit()
         ledger.record("interrupted")
@@ -111,25 +195,35 @@ def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeE
         ledger.commit_if_possible()
         ledger.record_if_possible("failed")
         raise
-    ledger.record("done")
+    ledger.record("done" if whole else "gave way")
 
 
-def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine) -> None:
-    """Shards to workers, receipts to the ledger, a commit every COMMIT_S."""
-    at, outlook = ledger.at, ledger.outlook
+def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, manners: Manners | None) -> bool:
+    """Shards to workers, receipts to the ledger, a commit every COMMIT_S. False where it gave way before all was done."""
+    at, outlook, reason = ledger.at, ledger.outlook, None
     if not outlook.plan.shards:
-        return
+        return True
     on_progress(Progress("start", 0, ledger.total))
+    if manners is not None:
+        manners.begin()
     job = Job(at.config, at.spec, outlook.metadata, at.store, ledger.lease.run_id, ledger.base)
     with make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)) as engine:
         ledger.workers = engine.workers
+        metrics.WORKERS.labels(at.store.name).set(engine.workers)
         committed = time.monotonic()
         for outcome in engine.work(outlook.plan.shards):
-            ledger.take(outcome)
-            on_progress(Progress("encode", ledger.embedded, ledger.total, ledger.tokens, ledger.lost.num_rows))
+            if outcome is not None:
+                ledger.take(outcome)
+                on_progress(ledger.progress())
             if time.monotonic() - committed > COMMIT_S:
                 engine.settle(ledger.commit())
                 committed = time.monotonic()
+            if manners is not None and reason is None:
+                engine.hold = manners.too_fast(ledger.tokens)
+                if (reason := manners.gives_way(ledger.lease)) is not None:
+                    log.info("the backfill gives way: %s", reason)
+                    engine.stop()
+    return not ledger.undone
 
 
 @dataclass(frozen=True)
@@ -148,6 +242,7 @@ def maintain(config: Config) -> Maintained:
     with store.sole_writer(place, new_run_id()) as lease:
         orphans = store.leftovers(place)
         tuning = update_indexes(config)
+        metrics.RECALL.labels(place.name).set(tuning.recall if tuning is not None else 1.0)
         return Maintained(tuning, *store.clean_up(place, lease, orphans))
 
 
@@ -156,6 +251,11 @@ def update_indexes(config: Config) -> Tuning | None:
     index = config.index
     words = Words(index.language, index.stem, index.stop_words) if index.full_text else None
     return store.update_indexes(store_of(config), index.recall, words)
+
+
+def pause(config: Config, *, paused: bool) -> None:
+    """Have backfills of the table wait, or go on. Raises StoreError where there is no table."""
+    store.pause(store_of(config), paused=paused)
 
 
 @dataclass(frozen=True)

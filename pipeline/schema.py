@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
@@ -84,7 +84,7 @@ QUARANTINE = pa.schema(
 RUNS = pa.schema(
     [
         pa.field("run_id", pa.string(), nullable=False, metadata=KEY),
-        pa.field("status", pa.string(), nullable=False),  # running | done | interrupted | failed | died
+        pa.field("status", pa.string(), nullable=False),  # running | done | gave way | interrupted | failed | died
         pa.field("started_at", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("finished_at", pa.timestamp("us", "UTC")),
         pa.field("table_version", pa.int64()),
@@ -205,7 +205,7 @@ class Slice:
     """Documents to do in one file."""
 
     file: FileState
-    documents: pa.Table  # row, doc_id, doc_hash, held: in the order of rows
+    documents: pa.Table  # row, doc_id, doc_hash, held, changed: in the order of rows
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Shard:
         return [Shard(tuple(half)) for half in halves]
 
     def documents(self) -> pa.Table:
-        """All documents to do, with their file: source_file, row, doc_id, doc_hash, held."""
+        """All documents to do, with their file: row, doc_id, doc_hash, held, changed, source_file."""
         return pa.concat_tables(
             s.documents.append_column("source_file", pa.array([s.file.path] * s.documents.num_rows, pa.string()))
             for s in self.slices
@@ -261,6 +261,13 @@ class Receipt:
     read_s: float
     encode_s: float
     write_s: float
+    node: str = ""  # IP address of the worker's machine; with the rest filled in by the engine
+    pid: int = 0  # of the worker's process
+    memory: int = 0  # bytes that this process held at most
+
+    @property
+    def seconds(self) -> float:
+        return self.read_s + self.encode_s + self.write_s
 
 
 # --- what a run reports ---------------------------------------------------------------------------------------------
@@ -300,19 +307,37 @@ class Report:
     files_unchanged: int = 0
     files_ignored: int = 0  # of a kind the format does not read
     files_refused: int = 0  # damaged: quarantined whole
+    files_left: int = 0  # of a backfill under way: not opened
+    left: int = 0  # documents outside the sample that the run takes
+    undone: int = 0  # documents planned, and not done by a run that gave way or was stopped
     stale: int = 0  # documents that changed while the run read them: left for the next run
     read_seconds: float = 0.0  # summed over workers
     encode_seconds: float = 0.0  # summed over workers
     write_seconds: float = 0.0  # summed over workers
     workers: int = 0
+    cost: float = 0.0  # of encoding, by [ray] cost_per_million_tokens
+    reasons: dict[str, int] = field(default_factory=dict)  # why documents are in quarantine → how many, most frequent first
+    slowest: tuple[ShardTime, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardTime:
+    """How long a shard took, and where."""
+
+    shard: str
+    node: str  # IP address; empty where the driver itself did it
+    documents: int
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Progress:
     """A moment of a run, for whoever draws it."""
 
-    phase: str  # survey | start | encode | done | centres | assign | map | compare | learn | compress
+    phase: str  # survey | start | encode | wait | done | centres | assign | map | compare | learn | compress
     documents: int = 0
     total: int = 0
     tokens: int = 0
     quarantined: int = 0
+    seconds_left: float | None = None  # None: not known yet

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import store
 from pipeline.config import Config
 from pipeline.store import Tuning, Version
-from pipeline.survey import scene
+from pipeline.survey import reasons_of, scene, store_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ def status(config: Config, count: int = 10) -> Status:
     at = scene(config)
     table = at.store.opened()
     state = store.state_of(at.store)
-    kinds = (reason.partition(":")[0] for reason in state.quarantine["reason"].to_pylist())
     return Status(
         table=at.store.label,
         version=int(table.version),
@@ -45,9 +43,15 @@ def status(config: Config, count: int = 10) -> Status:
         documents=state.held.num_rows,
         chunks=table.count_rows(),
         files=state.files.num_rows,
-        quarantined=dict(Counter(kinds)),
+        quarantined=reasons_of(state.quarantine),
         indexes=[str(index) for index in store.indexes(at.store)],
         tuning=store.read_tuning(table),
-        runs=[row | {"report": json.loads(row["report"])} for row in store.read_runs(at.store)[:count].to_pylist()],
+        runs=runs(config, count),
         versions=store.versions(at.store, count),
     )
+
+
+def runs(config: Config, count: int = 10) -> list[dict[str, Any]]:
+    """The last runs of the table, newest first: RUNS with the report read. Empty where there was none yet."""
+    rows = store.read_runs(store_of(config))[:count].to_pylist()
+    return [row | {"report": json.loads(row["report"])} for row in rows]

@@ -150,9 +150,18 @@ class Outlook:
 
 
 def survey(
-    at: Scene, run_id: str, on_progress: OnProgress, *, retry_quarantined: bool = False, allow_empty: bool = False
+    at: Scene,
+    run_id: str,
+    on_progress: OnProgress,
+    *,
+    retry_quarantined: bool = False,
+    allow_empty: bool = False,
+    share: float = 1.0,
+    backfill: bool = False,
 ) -> Outlook:
-    """List the source, open what changed, and plan. Writes nothing.
+    """List the source, open what changed, and plan. Writes nothing. `share` of the documents to do; fewer than all are a sample.
+
+    What a backfill under way is to do is left to it, unless this is the `backfill`.
 
     Raises SourceError where the source cannot be read as configured, or lists no file while the table holds documents.
     """
@@ -170,11 +179,12 @@ def survey(
     reading = source.reading_hash(settings.format, settings)
     reader = source.Reader(origin, settings.format, settings, metadata)
 
+    backfilled = None if backfill else store.backfilling_since(at.store)
     reopened = frozenset(quarantine["source_file"].to_pylist()) if retry_quarantined else frozenset()
-    changes = compare_files(files, recorded, reading, reopened)
+    changes = compare_files(files, recorded, reading, reopened, backfilled)
     if changes.changed or len(changes.unchanged) < recorded.num_rows:
         reopened |= shadowing(quarantine)
-        changes = compare_files(files, recorded, reading, reopened)
+        changes = compare_files(files, recorded, reading, reopened, backfilled)
     sightings, refused, opened = [SIGHTINGS.empty_table()], dict[str, str](), set[int]()
     spared = store.read_derived(at.store, "spared") if settings.skip_near_duplicates else None
     left: dict[tuple[str, str], str] = {}
@@ -183,20 +193,31 @@ def survey(
             gone = set(recorded["path"].to_pylist()) - set(changes.unchanged)
             left = left_out(spared.rows, pa.concat_tables(sightings), held, gone)
         reopened |= to_look_at(left, held, quarantine)
-        changes = compare_files(files, recorded, reading, reopened)
+        changes = compare_files(files, recorded, reading, reopened, backfilled)
         if not (pending := [i for i in changes.changed if i not in opened]):
             break
         _sight(reader, origin, files, pending, sightings, refused, on_progress)
         opened |= set(pending)
-        reopened |= contested(pa.concat_tables(sightings), held, quarantine, changes.unchanged)
+        reopened |= contested(pa.concat_tables(sightings), held, quarantine, changes.unchanged + changes.left)
     result = Survey(
-        files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined, left
+        files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined, share, left
     )
     done = make_plan(result, run_id, at.crew.expected, on_gpu=at.crew.gpus > 0)
     pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
     return Outlook(
         done, replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()), metadata, state.version, listing.ignored
     )
+
+
+def cost_of(tokens: int, config: Config) -> float:
+    """Of encoding so many tokens, in the config's currency."""
+    return round(tokens / 1_000_000 * config.ray.cost_per_million_tokens, 4)
+
+
+def reasons_of(quarantine: pa.Table) -> dict[str, int]:
+    """Why documents are in quarantine → how many, most frequent first."""
+    kinds = (reason.partition(":")[0] for reason in quarantine["reason"].to_pylist())
+    return dict(Counter(kinds).most_common())
 
 
 def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -> Report:
@@ -215,6 +236,9 @@ def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -
         files_unchanged=len(changes.unchanged),
         files_ignored=len(outlook.ignored),
         files_refused=len(outlook.survey.refused),
+        files_left=len(changes.left),
+        left=sum(outlook.plan.left.values()),
+        reasons=reasons_of(outlook.plan.quarantined),
     )
 
 

@@ -53,6 +53,7 @@ class HereAndNow:
     """Workers in this process, one shard after another: the real `Worker`, without Ray."""
 
     workers = 1
+    stopped = False
 
     def __init__(self, crew: Crew, make_worker: MakeWorker, shards: int) -> None:
         self._vectors: dict[str, np.ndarray] = {}
@@ -67,7 +68,12 @@ class HereAndNow:
     def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
         worker = self._make(self)
         for shard in shards:
+            if self.stopped:
+                return
             yield Finished(shard, worker.embed(shard))
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def settle(self, shards: Sequence[str]) -> None:
         pass

@@ -107,7 +107,7 @@ class Telling:
         return receipt(shard.name, int(os.environ["OMP_NUM_THREADS"]))
 
 
-def names_of(outcomes: list[Finished | Casualty], kind: type) -> list[str]:
+def names_of(outcomes: list[Finished | Casualty | None], kind: type) -> list[str]:
     return sorted(n for o in outcomes if isinstance(o, kind) for n in o.shard.documents()["doc_id"].to_pylist())
 
 
@@ -155,9 +155,27 @@ def test_equal_chunks_are_encoded_by_one_worker_and_a_dead_ones_claims_pass_on(
     with Engine(Crew(least=2, most=2), Sharing, len(shards)) as engine:
         outcomes = list(engine.work(shards))
     assert (tmp_path / "flag").exists()
-    assert len(outcomes) == 6
+    assert len(names_of(outcomes, Finished)) == 6 * 3 + 2
     # own0..own5, same, alike, doomed: each once. What a dead worker had made is made again by the next.
     assert 9 <= sum(o.receipt.encoded for o in outcomes if isinstance(o, Finished)) <= 9 + 3
+
+
+def test_a_run_that_is_stopped_takes_what_is_in_hand_and_no_more_and_one_on_hold_waits() -> None:
+    with Engine(Crew(most=1), Fragile, 40) as engine:
+        taken, waited = [], 0
+        for outcome in engine.work([shard(f"d{i:02}") for i in range(40)]):
+            if outcome is not None:
+                taken.append(outcome)
+                engine.hold = len(taken) >= 3
+            elif engine.hold:
+                waited += 1
+            if waited == 2:
+                engine.stop()
+    assert waited == 2
+    assert 3 <= len(names_of(taken, Finished)) < 40
+    assert {(each.receipt.node != "", each.receipt.pid > 0, each.receipt.memory > 1 << 20) for each in taken} == {
+        (True, True, True)
+    }
 
 
 def test_a_cluster_that_is_not_there_is_one_line() -> None:
@@ -206,7 +224,7 @@ def test_a_workers_libraries_have_as_many_threads_as_it_has_cores_and_the_driver
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     with Engine(Crew(most=1, cpus=2), Telling, 1) as engine:
-        (outcome,) = engine.work([shard("a")])
+        outcome = next(each for each in engine.work([shard("a")]) if each is not None)
     assert isinstance(outcome, Finished)
     assert outcome.receipt.encoded == 2
     assert (os.environ["OMP_NUM_THREADS"], os.environ.get("RAYON_NUM_THREADS")) == ("7", None)

@@ -17,7 +17,7 @@ from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
 PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions", "layout", "neighbours", "drift", "codec"}
-EDGE = {"source", "judgments", "model", "encode", "store", "engine"}
+EDGE = {"source", "judgments", "model", "encode", "store", "engine", "metrics"}
 HOMES = {
     "lance": {"store"},
     "lancedb": {"store"},
@@ -33,6 +33,7 @@ HOMES = {
     "matplotlib": {"space"},
     "evoc": {"cluster"},
     "jinja2": {"space"},
+    "prometheus_client": {"metrics", "service"},
     "prefect": {"flows"},
 }
 

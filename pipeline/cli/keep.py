@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import ConfigPath, Json, app, overrides
-from pipeline.cli.show import STAMP, grid, log_to_terminal, looking, printed, progress, told, words
+from pipeline.cli.show import STAMP, grid, log_to_terminal, looking, printed, progress, runs_of, told, words
 from pipeline.config import Config, load, render
 from pipeline.errors import ConfigError, PipelineError, shown
 
@@ -65,6 +65,12 @@ def run(
     *,
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined documents again.")] = False,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Let an empty source empty the table.")] = False,
+    backfill: Annotated[
+        bool, typer.Option("--backfill", help="Keep to the pace and hours of [backfill], and let other runs of the table pass.")
+    ] = False,
+    sample: Annotated[
+        float, typer.Option("--sample", min=0, max=1, help="Take this share of the documents to do, to try first.")
+    ] = 1.0,
     flow: Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow even where no server is configured.")] = False,
     maintain: Annotated[
         bool, typer.Option(help="Bring the indexes up to date where rows changed, as 'latent maintain' does.")
@@ -85,10 +91,17 @@ def run(
     with progress() as on_progress:
         if flow or flows.configured_server():
             report = flows.embed_as_flow(
-                config.resolve(), overrides, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty
+                config.resolve(),
+                overrides,
+                on_progress,
+                retry_quarantined=retry_quarantined,
+                allow_empty=allow_empty,
+                sample=sample,
+                backfill=backfill,
             )
         else:
-            report = use_case.embed(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
+            work = use_case.backfill if backfill else use_case.embed
+            report = work(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty, sample=sample)
     if maintain and (report.documents.added or report.documents.changed or report.documents.deleted):
         try:
             use_case.maintain(settings)
@@ -100,6 +113,47 @@ def run(
 
 
 @app.command()
+def runs(
+    *,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 20,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Show the last runs: how each ended, how long it took, what it did.
+
+    Example: latent runs -n 50
+    """
+    from pipeline.status import runs as use_case
+
+    found = use_case(load(config, overrides), count)
+    printed({"runs": found}, as_json, "" if found else "no run yet", *([runs_of(found)] if found else []))
+
+
+@app.command()
+def pause(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Have backfills of the table wait: they commit what is finished and let their workers go. Other runs go on.
+
+    Example: latent pause
+    """
+    from pipeline import run as use_case
+
+    use_case.pause(load(config, overrides), paused=True)
+    printed({"paused": True}, as_json, "backfills wait; next: latent resume")
+
+
+@app.command()
+def resume(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+    """Let backfills of the table go on.
+
+    Example: latent resume
+    """
+    from pipeline import run as use_case
+
+    use_case.pause(load(config, overrides), paused=False)
+    printed({"paused": False}, as_json, "backfills go on")
+
+
+@app.command()
 def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Show what the table holds, its indexes, its last runs and the versions that can be gone back to.
 
@@ -108,10 +162,6 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
     from pipeline.status import status as use_case
 
     found = use_case(load(config, overrides))
-    runs = grid("run", "status", "started", "version", "documents")
-    for row in found.runs:
-        told = ", ".join(f"{n} {what}" for what, n in row["report"]["documents"].items() if n)
-        runs.add_row(row["run_id"], row["status"], f"{row['started_at']:{STAMP}}", str(row["table_version"]), told)
     versions = grid("version", "made", "run", "what")
     for v in found.versions:
         versions.add_row(str(v.version), f"{v.made_at:{STAMP}}", v.run_id or "", v.what)
@@ -123,7 +173,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
         f"indexes: {'; '.join(found.indexes) or 'none'}",
         f"vector searches: {looking(found.tuning)}",
     ]
-    printed(found, as_json, "\n".join(lines), runs, versions)
+    printed(found, as_json, "\n".join(lines), runs_of(found.runs), versions)
 
 
 @app.command()

@@ -53,6 +53,16 @@ def grid(*columns: str) -> Grid:
     return grid
 
 
+def runs_of(rows: list[dict[str, Any]]) -> Grid:
+    """Runs as `pipeline.status.runs` gives them."""
+    found = grid("run", "status", "started", "seconds", "version", "documents")
+    for row in rows:
+        documents = ", ".join(f"{n} {what}" for what, n in row["report"]["documents"].items() if n)
+        spent = f"{(row['finished_at'] - row['started_at']).total_seconds():.1f}" if row["finished_at"] else ""
+        found.add_row(row["run_id"], row["status"], f"{row['started_at']:{STAMP}}", spent, str(row["table_version"]), documents)
+    return found
+
+
 def told(report: Report, *, planned: bool) -> str:
     """A report for people."""
     d, c = report.documents, report.chunks
@@ -64,6 +74,13 @@ def told(report: Report, *, planned: bool) -> str:
         f"tokens      {about}{report.tokens} at {report.tokens_per_second:.0f} a second on {report.workers} workers",
         f"time        {about}{report.seconds:.1f} s",
     ]
+    if report.cost:
+        lines.append(f"cost        {about}{report.cost:.2f}")
+    for count, whose in ((report.left, "outside the sample"), (report.undone, "not done yet")):
+        if count:
+            lines.insert(1, f"left        {count} documents {whose}: the next run takes them")
+    if report.files_left:
+        lines.insert(1, f"left        {report.files_left} files that the backfill under way is to do")
     if report.stale:
         lines.insert(1, f"left        {report.stale} documents that changed while they were read: the next run takes them")
     if not planned:
@@ -109,6 +126,7 @@ def progress() -> Iterator[Any]:
         "survey": "reading",
         "start": "starting workers",
         "encode": "encoding",
+        "wait": "waiting",
         "done": "done",
         "centres": "looking for centres",
         "assign": "assigning",

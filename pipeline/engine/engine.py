@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
+import resource
 import socket
+import sys
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -30,6 +33,8 @@ FAILED_STARTS = 20  # calls to a worker whose process is being replaced fail unt
 RESTART_S = 0.5
 START_S = 600.0  # so long may there be no worker ready; importing takes up to 24 s on a busy machine, a cluster may have to grow
 CONNECT_S = 10.0
+GROW_S = 5.0  # between two looks at whether the cluster has room for more workers
+LAST_SHARDS_S = 20.0  # a run that is to end waits this long for what is in hand; what takes longer is given up
 ANSI_COLOURS = re.compile(r"\x1b\[\d*m")
 OBJECT_STORE_BYTES = (
     100 << 20
@@ -111,10 +116,16 @@ class Engine:
         self._seats: list[_Seat] = []
         self._starting: dict[Any, _Seat] = {}
         self._claims: Any = None
+        self._grown = self._ends = math.inf  # by the monotonic clock
+        self.hold = False  # no shard is handed out for now
 
     @property
     def workers(self) -> int:
         return len(self._seats)
+
+    def stop(self) -> None:
+        """Hand out no more. What is in hand may still finish, for LAST_SHARDS_S."""
+        self._ends = min(self._ends, time.monotonic() + LAST_SHARDS_S)
 
     def __enter__(self) -> Self:
         """Raises EngineError where Ray does not start or the cluster does not answer."""
@@ -145,19 +156,24 @@ class Engine:
             ray.kill(self._claims)
         ray.shutdown()
 
-    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
-        """Receipts as they come, in no order. Every document ends in a receipt or as a casualty.
+    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty | None]:
+        """Receipts as they come, in no order; None after a second without any. Unless stopped, every document ends in a receipt or as a casualty.
 
-        A PipelineError from a worker ends the work: it speaks of the model, the table or the source, not of a document.
+        Shards of nodes that leave are done by others; nodes that join a cluster get workers. A PipelineError from a worker ends the work: it speaks
+        of the model, the table or the source, not of a document.
         """
-        import ray
-
         queue, suspects = deque(shards), deque[Shard]()
         in_flight: dict[Any, tuple[_Seat, Shard]] = {}
         deaths, last_ready = 0, time.monotonic()
         while queue or suspects or in_flight:
+            if self._ends < math.inf and (not in_flight or time.monotonic() > self._ends):
+                return
+            self._grow(len(queue) + len(suspects))
             self._hand_out(queue, suspects, in_flight)
-            for ref in _done([*in_flight, *self._starting]):
+            done = _done([*in_flight, *self._starting])
+            if not done:
+                yield None
+            for ref in done:
                 if ref in self._starting:
                     self._admit(ref)
                     continue
@@ -178,12 +194,7 @@ class Engine:
                     suspects.extend(shard.split())
                 else:
                     yield Casualty(shard, outcome.reason, outcome.traceback)
-            if any(seat.ready for seat in self._seats):
-                last_ready = time.monotonic()
-            elif time.monotonic() - last_ready > START_S:
-                raise EngineError(
-                    f"no worker was ready for {START_S:.0f} s: asked for {self._crew}, Ray has {ray.available_resources()}"
-                )
+            last_ready = self._ready(last_ready)
 
     def settle(self, shards: Sequence[str]) -> None:
         """These shards are committed: their vectors are in the table, nobody needs to wait for them."""
@@ -215,12 +226,35 @@ class Engine:
             )
 
     def _hire(self) -> None:
+        """The first workers, as many as there is room for."""
+        import ray
+
+        self._claims = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
+        self._seat(self._room(self._shards))
+        self._grown = time.monotonic()
+
+    def _room(self, shards: int) -> int:
+        """Workers for so many shards on the nodes that there are now."""
+        import ray
+
+        resources = ray.cluster_resources()
+        return self._crew.count(resources.get("CPU", 1), resources.get("GPU", 0), shards)
+
+    def _grow(self, waiting: int) -> None:
+        """More workers where nodes have joined the cluster and shards wait for them. The actors of nodes that left come back by themselves."""
+        if self._crew.address == "local" or time.monotonic() - self._grown < GROW_S:
+            return
+        self._grown = time.monotonic()
+        more = min(self._room(len(self._seats) + waiting) - len(self._seats), waiting)
+        if more > 0:
+            log.info("%d more workers: the cluster has grown", more)
+            self._seat(more)
+
+    def _seat(self, count: int) -> None:
+        """So many workers more. They count once their process answers."""
         import ray
 
         crew = self._crew
-        resources = ray.cluster_resources()
-        count = crew.count(resources.get("CPU", 1), resources.get("GPU", 0), self._shards)
-        self._claims = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
         elsewhere = {} if crew.address == "local" else {"runtime_env": {"env_vars": crew.environment}}
         actor = ray.remote(_Actor).options(
             num_cpus=crew.cpus,
@@ -230,8 +264,21 @@ class Engine:
             max_concurrency=WINDOW,
             **elsewhere,
         )
-        self._seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
-        self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
+        seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
+        self._seats += seats
+        self._starting |= {seat.actor.start.remote(): seat for seat in seats}
+
+    def _ready(self, last: float) -> float:
+        """When a worker was last ready. Raises EngineError where that is too long ago."""
+        import ray
+
+        if any(seat.ready for seat in self._seats):
+            return time.monotonic()
+        if time.monotonic() - last > START_S:
+            raise EngineError(
+                f"no worker was ready for {START_S:.0f} s: asked for {self._crew}, Ray has {ray.available_resources()}"
+            )
+        return last
 
     def _lose(self, seat: _Seat, shard: Shard, failure: Failure, deaths: int) -> None:
         """Let go of what a failed shard had claimed, and replace a dead worker. Raises EngineError where too many die in a row."""
@@ -273,6 +320,8 @@ class Engine:
 
     def _hand_out(self, queue: deque[Shard], suspects: deque[Shard], in_flight: dict[Any, tuple[_Seat, Shard]]) -> None:
         """Fill the windows: suspects first, each to a worker that has nothing else in hand."""
+        if self.hold or self._ends < math.inf:
+            return
         for waiting, suspect in ((suspects, True), (queue, False)):
             for seat in sorted(self._seats, key=lambda s: len(s.in_hand)):
                 while waiting and seat.takes(suspect=suspect) and not (suspect and seat.in_hand):
@@ -309,6 +358,9 @@ def _done(refs: list[Any]) -> list[Any]:
     """Those that are ready, all of them: a call costs by how many are waited for. None after a second without any."""
     import ray
 
+    if not refs:
+        time.sleep(1.0)
+        return []
     first, rest = ray.wait(refs, timeout=1.0)
     more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else []
     return [*first, *more]
@@ -356,10 +408,19 @@ class _Actor:
                 self._worker = self._make(RemoteClaims())
 
     def embed(self, shard: Shard) -> Receipt:
+        import ray
+
         self.start()
         assert self._worker is not None
         try:
-            return self._worker.embed(shard)
+            receipt = self._worker.embed(shard)
+            return replace(receipt, node=ray.util.get_node_ip_address(), pid=os.getpid(), memory=_memory())
         except EngineError:
             log.exception("shard %s: this process can do no more", shard.name[:8])
             os._exit(1)
+
+
+def _memory() -> int:
+    """Bytes that this process held at most; the kernel counts in KiB, macOS in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most << 10

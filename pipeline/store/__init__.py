@@ -11,7 +11,7 @@ Not promised: rows that other programs write to these tables (a run that meets t
 version may be ahead of the main table's by one commit), file systems without atomic rename or stores without conditional put, a table whose files are copied
 while a run writes.
 
-`tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out; `history` goes back and cleans up; `indexes` are kept
+`tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out, `courtesy` lets one pass; `history` goes back and cleans up; `indexes` are kept
 beside the rows, with the recall that `tuning` measures; `reading` is a version open for searches; `derived` are tables worked out from it.
 """
 
@@ -21,6 +21,7 @@ os.environ.setdefault("LANCE_LOG", "error")  # before they are imported: they wa
 os.environ.setdefault("LANCEDB_LOG", "error")
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
+from pipeline.store.courtesy import Backfill, backfilling_since, is_paused, pause
 from pipeline.store.derived import (
     Codes,
     Worked,
@@ -57,6 +58,7 @@ from pipeline.store.tables import (
 __all__ = [
     "RESCORED",
     "Asking",
+    "Backfill",
     "Change",
     "Codes",
     "Commit",
@@ -72,6 +74,7 @@ __all__ = [
     "Words",
     "Worked",
     "asking_of",
+    "backfilling_since",
     "batches",
     "clean_up",
     "commit",
@@ -81,11 +84,13 @@ __all__ = [
     "foreign_changes",
     "former_specs",
     "indexes",
+    "is_paused",
     "lance_errors",
     "leftovers",
     "matrix",
     "metadata_fields",
     "missed_by_indexes",
+    "pause",
     "read_codes",
     "read_derived",
     "read_runs",

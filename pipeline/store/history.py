@@ -51,6 +51,7 @@ SAID = {
     "UpdateConfig": "search settings",
     "BaseOperation": "merge prepared",
 }
+ENDED_WELL = frozenset({"done", "interrupted", "gave way"})  # nothing of such a run is on its way any more
 LOOKED_BACK = 1000  # versions that `verify` reads
 
 
@@ -65,16 +66,16 @@ class Version:
 
 
 @contextlib.contextmanager
-def sole_writer(store: Store, run_id: str) -> Iterator[Lease]:
-    """The lease, and nobody else able to commit. Raises TableBusy where another run holds it.
+def sole_writer(store: Store, run_id: str, *, gives_way: bool = False) -> Iterator[Lease]:
+    """The lease, and nobody else able to commit. Raises TableBusy where another run holds it; one that gives way is asked to.
 
     A holder that did not give the lease back may be paused anywhere, even within a commit; the last commit of a run that failed may still be on its way
     to an object store. So a version that changes nothing is made as a fence: Lance refuses every change of rows that began on a version before it.
     """
     create_runs(store)
-    with Lease(store, run_id) as lease:
+    with Lease(store, run_id, gives_way=gives_way) as lease:
         runs = read_runs(store).to_pylist()
-        doubtful = lease.unfenced or next((row["run_id"] for row in runs[:1] if row["status"] not in {"done", "interrupted"}), None)
+        doubtful = lease.unfenced or next((row["run_id"] for row in runs[:1] if row["status"] not in ENDED_WELL), None)
         if doubtful is not None and store.open() is not None:
             fence(store, lease, f"fence: run {doubtful} did not end well")
         lease.unfenced = None

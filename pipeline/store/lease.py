@@ -4,6 +4,8 @@ Two takers that start from the same version conflict in Lance, on a disk as on S
 background. A holder on this machine whose process is gone is succeeded at once. Any other is succeeded when its time has run out by this
 machine's clock and it was then silent for WATCH_S: clocks that differ or jump cost time, never a lease. The lease alone is no fence: a paused holder
 may wake up inside a commit. Who succeeds another therefore fences the main table before anything else (`history.sole_writer`).
+
+A holder that gives way, as a backfill does, is asked to: the word WAITING stands beside its lease until it has let go.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,82 +31,132 @@ from pipeline.store.tables import Store, lance_errors
 
 log = logging.getLogger("pipeline")
 KEY = "latent.lease"
+WAITING = "latent.waiting"  # who wants the lease of a holder that gives way
+PASS_S = 600.0  # so long is waited for a holder that gives way: it finishes what is in hand, and commits
+POLL_S = 0.5
 LEASE_S = 120.0  # a holder on another machine is not succeeded before it has been silent this long
 RENEW_S = LEASE_S / 4
 WATCH_S = RENEW_S * 1.5  # longer than a living holder is ever silent
 
 
-_held: set[str] = set()  # runs of this process that hold a lease: one that could not give it back is succeeded at once
+alive: set[str] = set()  # runs of this process that hold a lease or want one: who could not give it back is succeeded at once
 
 
 @dataclass(frozen=True)
-class _Holder:
+class Holder:
+    """A sign of life in the metadata of the table of runs."""
+
     run_id: str
     machine: str
     pid: int
     expires: float  # seconds since 1970, by the holder's clock; another number after each renewal
+    gives_way: bool = False
+    since: int = 0  # ns since 1970: files older than that are this one's to do
 
     @property
     def gone(self) -> bool:
         if self.machine != _machine():
             return False
-        return self.run_id not in _held if self.pid == os.getpid() else not _process_exists(self.pid)
+        return self.run_id not in alive if self.pid == os.getpid() else not _process_exists(self.pid)
 
     @property
     def fresh(self) -> bool:
         """Renewed lately, if the clocks agree."""
         return 0 < self.expires - time.time() <= LEASE_S
 
+    @staticmethod
+    def now(run_id: str, *, gives_way: bool = False, since: int = 0) -> Holder:
+        return Holder(run_id, _machine(), os.getpid(), time.time() + LEASE_S, gives_way, since)
+
+
+def sign_of(table: LanceDataset, key: str) -> Holder | None:
+    """The sign of life under a key; None where nobody gave one."""
+    text = table.metadata.get(key)
+    return Holder(**json.loads(text)) if text else None
+
+
+def opened_runs(store: Store) -> LanceDataset:
+    """The table of runs. Raises StoreError."""
+    with lance_errors(f"{store.label}: the lease cannot be read"):
+        table = store.open("runs")
+    if table is None:
+        raise StoreError(f"{store.label}: its table of runs is gone; run again")
+    return table
+
+
+def put(store: Store, table: LanceDataset, words: Mapping[str, Holder | str | None]) -> None:
+    """Write these words, and take away those that are None, as the table was opened. Raises CommitConflictError where one was written meanwhile."""
+    texts = {key: json.dumps(asdict(word)) if isinstance(word, Holder) else word for key, word in words.items()}
+    update = LanceOperation.UpdateConfig(table_metadata_updates=LanceOperation.UpdateMap(texts))
+    try:
+        with lance_errors(f"{store.label}: the lease cannot be written"):
+            LanceDataset.commit(table, Transaction(table.version, update), storage_options=store.options, max_retries=0)
+    except StoreError as error:
+        if isinstance(error.__cause__, CommitConflictError):
+            raise error.__cause__ from None
+        raise
+
 
 class Lease:
-    """Held while in the `with` block. Raises TableBusy on entry where another run holds it.
+    """Held while in the `with` block. Raises TableBusy on entry where another run holds it, unless that one gives way.
 
     `unfenced` is the run that held it last and did not give it back: it must be fenced out, and None be put here. Until then this lease is not given back
     either, so that the next to take it knows.
     """
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    def __init__(self, store: Store, run_id: str, *, gives_way: bool = False) -> None:
         self.run_id = run_id
         self.unfenced: str | None = None
-        self._store = store
+        self._store, self._gives_way = store, gives_way
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        self._take()
-        _held.add(self.run_id)
+        alive.add(self.run_id)
+        try:
+            self._take()
+        except BaseException:
+            alive.discard(self.run_id)
+            raise
         self._renewer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._renewer.join()
-        _held.discard(self.run_id)
+        alive.discard(self.run_id)
         if self.unfenced is not None:
             return
         with contextlib.suppress(StoreError, CommitConflictError):
-            table = self._open()
-            if self._ours(_holder(table)):
-                self._write(table, None)
+            table = opened_runs(self._store)
+            if self._ours(sign_of(table, KEY)):
+                put(self._store, table, {KEY: None})
 
     def check(self) -> None:
         """Raises TableBusy where another run has taken the lease."""
-        holder = _holder(self._open())
+        holder = sign_of(opened_runs(self._store), KEY)
         if not self._ours(holder):
             raise TableBusy(
                 f"{self._store.label}: the lease was lost to run {holder.run_id if holder else '?'}: nothing more is committed; run again"
             )
 
+    def waited_for(self) -> str | None:
+        """The run that wants this lease, if one does."""
+        waiting = sign_of(opened_runs(self._store), WAITING)
+        return waiting.run_id if waiting is not None and waiting.fresh and not waiting.gone else None
+
     def _take(self) -> None:
-        silent: _Holder | None = None  # watched, and dead by all signs
+        silent: Holder | None = None  # watched, and dead by all signs
         for _ in range(4):
-            table = self._open()
-            holder = _holder(table)
+            table = opened_runs(self._store)
+            holder = sign_of(table, KEY)
             if holder is None or self._ours(holder) or holder.gone or holder == silent:
                 with contextlib.suppress(CommitConflictError):
-                    self._hold(table)
+                    put(self._store, table, {KEY: self._sign()} | ({} if self._gives_way else {WAITING: None}))
                     self.unfenced = None if holder is None or self._ours(holder) else holder.run_id
                     return
+            elif holder.fresh and holder.gives_way and not self._gives_way:
+                self._wait_for(holder)
             elif holder.fresh or not self._silent(holder):
                 raise TableBusy(
                     f"{self._store.label} is being written by run {holder.run_id} (process {holder.pid} on {holder.machine.split('/')[0]}): "
@@ -113,7 +166,22 @@ class Lease:
                 silent = holder
         raise TableBusy(f"{self._store.label}: several runs are starting at once: wait, and run again")
 
-    def _silent(self, holder: _Holder) -> bool:
+    def _wait_for(self, holder: Holder) -> None:
+        """Ask a holder that gives way to do so. Raises TableBusy where it does not."""
+        log.info("%s: run %s is asked to let this one pass", self._store.label, holder.run_id)
+        with contextlib.suppress(CommitConflictError):  # another has asked
+            put(self._store, opened_runs(self._store), {WAITING: self._sign()})
+        until = time.monotonic() + PASS_S
+        while time.monotonic() < until:
+            time.sleep(POLL_S)
+            now = sign_of(opened_runs(self._store), KEY)
+            if now is None or now.run_id != holder.run_id or now.gone or not now.fresh:
+                return
+        raise TableBusy(
+            f"{self._store.label} is being written by run {holder.run_id}, which did not give way in {PASS_S:.0f} s: run again"
+        )
+
+    def _silent(self, holder: Holder) -> bool:
         """Watch a lease that has run out by our clock: whether its holder gives no sign of life."""
         log.warning(
             "run %s on %s seems to have died: watching its lease for %.0f s", holder.run_id, holder.machine.split("/")[0], WATCH_S
@@ -121,48 +189,25 @@ class Lease:
         until = time.monotonic() + WATCH_S
         while time.monotonic() < until:
             time.sleep(min(WATCH_S / 10, 1.0))
-            if _holder(self._open()) != holder:
+            if sign_of(opened_runs(self._store), KEY) != holder:
                 return False
         return True
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
-                table = self._open()
-                if not self._ours(_holder(table)):
+                table = opened_runs(self._store)
+                if not self._ours(sign_of(table, KEY)):
                     return
-                self._hold(table)
+                put(self._store, table, {KEY: self._sign()})
             except (StoreError, CommitConflictError):
                 continue  # the next renewal may succeed; until another run takes the lease it is ours, however old
 
-    def _hold(self, table: LanceDataset) -> None:
-        self._write(table, json.dumps(asdict(_Holder(self.run_id, _machine(), os.getpid(), time.time() + LEASE_S))))
+    def _sign(self) -> Holder:
+        return Holder.now(self.run_id, gives_way=self._gives_way)
 
-    def _ours(self, holder: _Holder | None) -> bool:
+    def _ours(self, holder: Holder | None) -> bool:
         return holder is not None and holder.run_id == self.run_id
-
-    def _write(self, table: LanceDataset, value: str | None) -> None:
-        update = LanceOperation.UpdateConfig(table_metadata_updates=LanceOperation.UpdateMap({KEY: value}))
-        options = self._store.options
-        try:
-            with lance_errors(f"{self._store.label}: the lease cannot be written"):
-                LanceDataset.commit(table, Transaction(table.version, update), storage_options=options, max_retries=0)
-        except StoreError as error:
-            if isinstance(error.__cause__, CommitConflictError):
-                raise error.__cause__ from None
-            raise
-
-    def _open(self) -> LanceDataset:
-        with lance_errors(f"{self._store.label}: the lease cannot be read"):
-            table = self._store.open("runs")
-        if table is None:
-            raise StoreError(f"{self._store.label}: its table of runs is gone; run again")
-        return table
-
-
-def _holder(table: LanceDataset) -> _Holder | None:
-    text = table.metadata.get(KEY)
-    return _Holder(**json.loads(text)) if text else None
 
 
 def _machine() -> str:

@@ -96,15 +96,15 @@ class Crowd(Engine):
         self._seats = [_Seat(hosts[i % HOSTS]) for i in range(self.seats)]
         self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
 
-    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty | None]:
         outcomes = super().work(shards)
         Crowd.first_wall = time.perf_counter()
         while True:
             began = time.thread_time()
-            outcome = next(outcomes, None)
+            outcome = next(outcomes, Crowd)
             ended = time.thread_time()
             Crowd.spent += ended - began
-            if outcome is None:
+            if outcome is Crowd:
                 break
             yield outcome
             Crowd.between += time.thread_time() - ended

@@ -1,0 +1,106 @@
+"""How a backfill lives beside other runs: it shows that it is there, lets them pass, and can be paused. All in the metadata of the table of runs.
+
+A run that comes meanwhile leaves to the backfill what is the backfill's: files that are not recorded and older than its beginning. While it lets another pass,
+or waits for its hours, it holds no lease; its sign of life is renewed like one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from lance.commit import CommitConflictError
+
+from pipeline.errors import StoreError, TableBusy
+from pipeline.store.lease import KEY, POLL_S, RENEW_S, WAITING, Holder, alive, opened_runs, put, sign_of
+from pipeline.store.tables import Store, create_runs
+
+BACKFILL = "latent.backfill"
+PAUSED = "latent.paused"
+QUIET_S = (
+    10.0  # so long the lease must be free before a backfill takes it again: what follows a run, such as maintenance, passes with it
+)
+TRIES = 5
+
+
+class Backfill:
+    """A backfill under way, for the length of a `with` block. Raises TableBusy on entry where there is one already."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store, self._run_id, self._since = store, run_id, time.time_ns()
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="backfill", daemon=True)
+
+    def __enter__(self) -> Self:
+        create_runs(self._store)
+        if (other := _under_way(self._store)) is not None:
+            raise TableBusy(f"{self._store.label}: backfill {other.run_id} is under way: stop it, or wait for it")
+        alive.add(self._run_id)
+        self._show(Holder.now(self._run_id, since=self._since))
+        self._renewer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._renewer.join()
+        alive.discard(self._run_id)
+        with contextlib.suppress(StoreError):  # it is taken for dead soon
+            self._show(None)
+
+    def in_the_way(self) -> str | None:
+        """Who holds the lease, or wants it; None where it is free."""
+        table = opened_runs(self._store)
+        signs = (sign_of(table, key) for key in (KEY, WAITING))
+        return next((sign.run_id for sign in signs if sign is not None and sign.fresh and not sign.gone), None)
+
+    def wait_until_free(self) -> None:
+        """Until nobody has held or wanted the lease for QUIET_S."""
+        free_since = time.monotonic()
+        while time.monotonic() - free_since < QUIET_S:
+            time.sleep(POLL_S)
+            if self.in_the_way() is not None:
+                free_since = time.monotonic()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            with contextlib.suppress(StoreError):
+                self._show(Holder.now(self._run_id, since=self._since))
+
+    def _show(self, sign: Holder | None) -> None:
+        _write(self._store, BACKFILL, sign)
+
+
+def backfilling_since(store: Store) -> int | None:
+    """When the backfill that is under way began, in ns since 1970: files that are older and not recorded are its to do. None where there is none."""
+    if store.open("runs") is None:
+        return None
+    sign = _under_way(store)
+    return sign.since if sign is not None else None
+
+
+def pause(store: Store, *, paused: bool) -> None:
+    """Have backfills of the table wait, or go on. Raises StoreError where there is no table."""
+    store.opened()
+    _write(store, PAUSED, "yes" if paused else None)
+
+
+def is_paused(store: Store) -> bool:
+    return opened_runs(store).metadata.get(PAUSED) is not None
+
+
+def _under_way(store: Store) -> Holder | None:
+    sign = sign_of(opened_runs(store), BACKFILL)
+    return sign if sign is not None and sign.fresh and not sign.gone else None
+
+
+def _write(store: Store, key: str, word: Holder | str | None) -> None:
+    """However many others write their own words meanwhile."""
+    for attempt in range(TRIES):
+        with contextlib.suppress(CommitConflictError):
+            put(store, opened_runs(store), {key: word})
+            return
+        time.sleep(POLL_S * 2**attempt)
+    raise StoreError(f"{store.label}: {key} could not be written in {TRIES} tries: run again")
