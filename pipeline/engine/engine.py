@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -29,11 +29,12 @@ CLUSTER_WORKERS = 64  # planned for, where the cluster is to say how many it has
 DEATHS_IN_A_ROW = (
     34  # the largest shard needs 17 halvings to find one document that kills; twice that means it is not the documents
 )
-FAILED_STARTS = 20  # calls to a worker whose process is being replaced fail until the new one is there
-RESTART_S = 0.5
+FAILED_STARTS = 20  # processes that a worker may lose before one of them is ready
 START_S = 600.0  # so long may there be no worker ready; importing takes up to 24 s on a busy machine, a cluster may have to grow
 CONNECT_S = 10.0
 GROW_S = 5.0  # between two looks at whether the cluster has room for more workers
+HEAD_S = 20.0  # so long may the head be silent. Ray ends this process without a word of ours after 60 s, or 40 s where another has taken its place
+ANSWER_S = 2.0  # for the head to answer
 LAST_SHARDS_S = 20.0  # a run that is to end waits this long for what is in hand; what takes longer is given up
 ANSI_COLOURS = re.compile(r"\x1b\[\d*m")
 OBJECT_STORE_BYTES = (
@@ -100,7 +101,6 @@ class _Seat:
     actor: Any
     ready: bool = False
     alone: bool = False
-    failed_starts: int = 0
     in_hand: set[Any] = field(default_factory=set)
 
     def takes(self, *, suspect: bool) -> bool:
@@ -116,7 +116,7 @@ class Engine:
         self._seats: list[_Seat] = []
         self._starting: dict[Any, _Seat] = {}
         self._claims: Any = None
-        self._grown = self._ends = math.inf  # by the monotonic clock
+        self._grown = self._heard = self._ends = math.inf  # by the monotonic clock
         self.hold = False  # no shard is handed out for now
 
     @property
@@ -188,6 +188,8 @@ class Engine:
                 died = outcome.traceback is None
                 deaths += died
                 self._lose(seat, shard, outcome, deaths)
+                if died:
+                    suspects.extend(self._abandon(seat, in_flight, done))
                 if died and not alone:
                     suspects.append(shard)
                 elif len(shard) > 1:
@@ -228,24 +230,51 @@ class Engine:
     def _hire(self) -> None:
         """The first workers, as many as there is room for."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._claims = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
-        self._seat(self._room(self._shards))
-        self._grown = time.monotonic()
+        # On the driver's own node, since all work hangs on it: Ray puts an actor without cores on any. An empty book does no harm, equal chunks
+        # may be encoded twice.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        book = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=here)
+        self._claims = book.remote()
+        self._grown = self._heard = time.monotonic()
+        self._seat(self._room(ray.cluster_resources(), self._shards))
 
-    def _room(self, shards: int) -> int:
+    def _room(self, resources: Mapping[str, float], shards: int) -> int:
         """Workers for so many shards on the nodes that there are now."""
-        import ray
-
-        resources = ray.cluster_resources()
         return self._crew.count(resources.get("CPU", 1), resources.get("GPU", 0), shards)
+
+    def _resources(self) -> Mapping[str, float] | None:
+        """What the cluster's nodes have now. None where its head does not answer; raises EngineError where it has not for HEAD_S.
+
+        `ray.cluster_resources()` would not return before the head is back, and would end this process where it is another.
+        """
+        import ray
+        from ray._private.worker import global_worker
+
+        try:
+            nodes = global_worker.gcs_client.get_all_node_info(timeout=ANSWER_S).values()
+        except ray.exceptions.RayError as error:
+            if time.monotonic() - self._heard <= HEAD_S:
+                return None
+            raise EngineError(
+                f"the head of the Ray cluster at {self._crew.address!r} has not answered for {HEAD_S:.0f} s ({type(error).__name__}): "
+                "once it is back, 'latent run' goes on from what is committed"
+            ) from None
+        self._heard = time.monotonic()
+        total = Counter[str]()
+        for node in nodes:
+            if node.state == node.ALIVE:
+                total.update(node.resources_total)
+        return total
 
     def _grow(self, waiting: int) -> None:
         """More workers where nodes have joined the cluster and shards wait for them. The actors of nodes that left come back by themselves."""
         if self._crew.address == "local" or time.monotonic() - self._grown < GROW_S:
             return
         self._grown = time.monotonic()
-        more = min(self._room(len(self._seats) + waiting) - len(self._seats), waiting)
+        resources = self._resources()
+        more = min(self._room(resources, len(self._seats) + waiting) - len(self._seats), waiting) if resources else 0
         if more > 0:
             log.info("%d more workers: the cluster has grown", more)
             self._seat(more)
@@ -260,7 +289,7 @@ class Engine:
             num_cpus=crew.cpus,
             num_gpus=crew.gpus,
             max_restarts=-1,
-            max_task_retries=0,
+            max_task_retries=FAILED_STARTS,  # of `start`, which so waits for a new process, and for room for it; never of `embed`
             max_concurrency=WINDOW,
             **elsewhere,
         )
@@ -292,6 +321,15 @@ class Engine:
             )
         self._revive(seat)
 
+    def _abandon(self, seat: _Seat, in_flight: dict[Any, tuple[_Seat, Shard]], heard: Sequence[Any]) -> Iterator[Shard]:
+        """The other shards of a dead worker's window. A call sent after its death would wait for the new process, and that for a node with room."""
+        for ref in seat.in_hand.difference(heard):
+            seat.in_hand.remove(ref)
+            _, shard = in_flight.pop(ref)
+            log.warning("shard %s: in the hands of the same worker", shard.name[:8])
+            self._claims.give_up.remote(shard.name)
+            yield shard
+
     def _revive(self, seat: _Seat) -> None:
         """Give the worker nothing until its new process answers: a call sent meanwhile fails too, and its documents would be blamed."""
         if seat.ready:
@@ -308,15 +346,8 @@ class Engine:
         except ray.exceptions.RayTaskError as error:
             raise _ours(error) from None
         except ray.exceptions.RayError as error:
-            seat.failed_starts += 1
-            if seat.failed_starts > FAILED_STARTS:
-                raise EngineError(
-                    f"a worker does not start: {str(error).splitlines()[0]}: look at memory and at Ray's logs"
-                ) from None
-            time.sleep(RESTART_S)
-            self._starting[seat.actor.start.remote()] = seat
-            return
-        seat.ready, seat.failed_starts = True, 0
+            raise EngineError(f"a worker does not start: {str(error).splitlines()[0]}: look at memory and at Ray's logs") from None
+        seat.ready = True
 
     def _hand_out(self, queue: deque[Shard], suspects: deque[Shard], in_flight: dict[Any, tuple[_Seat, Shard]]) -> None:
         """Fill the windows: suspects first, each to a worker that has nothing else in hand."""
@@ -326,7 +357,7 @@ class Engine:
             for seat in sorted(self._seats, key=lambda s: len(s.in_hand)):
                 while waiting and seat.takes(suspect=suspect) and not (suspect and seat.in_hand):
                     shard = waiting.popleft()
-                    ref = seat.actor.embed.remote(shard)
+                    ref = seat.actor.embed.options(max_task_retries=0).remote(shard)
                     seat.in_hand.add(ref)
                     seat.alone = suspect
                     in_flight[ref] = (seat, shard)
@@ -373,6 +404,8 @@ def _outcome(ref: Any) -> Receipt | Failure:
     try:
         receipt: Receipt = ray.get(ref)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ray.exceptions.RayError):  # of a call to the claims: no document is to blame
+            return Failure(f"encoding failed: the worker lost touch with the run ({type(error.cause).__name__})")
         ours = _ours(error)
         if not isinstance(ours, EngineError):
             raise ours from None
