@@ -1,9 +1,15 @@
 """Prefect's side: thin flows over `pipeline.run`, their schedule and their reports.
 
-    server    which server is meant, or one started here
-    embed     the flows of the table: embed, maintain, nightly
-    analyze   the flow of the latent space
-    serving   which of them a server runs, and when
+    server       which server is meant, or one started here
+    patience     when a task tries again, and which runs come too late
+    cancelling   how a cancelled run stops its workers
+    telling      names, progress, logs, events
+    reports      what a run did, in Markdown
+    embed        the flows of the table: embed, backfill, maintain, nightly
+    analyze      the flow of the latent space
+    evaluate     the flow that measures answers
+    deployments  which of them there are on a server, and when they run; prefect.yaml
+    serving      their runs, without a work pool
 
 Importing this package does not import Prefect, which takes seconds: only a run that goes through a flow pays for it.
 """
@@ -31,8 +37,10 @@ def embed_as_flow(
     *,
     retry_quarantined: bool = False,
     allow_empty: bool = False,
+    sample: float = 1.0,
+    backfill: bool = False,
 ) -> Report:
-    """Run the flow `embed` in this process, on the configured server or on one started for as long as it takes.
+    """Run the flow `embed`, or `backfill`, in this process, on the configured server or on one started for as long as it takes.
 
     Prefect stores a flow's parameters: overrides that may hold credentials reach it as LATENT_ variables instead.
     """
@@ -41,12 +49,19 @@ def embed_as_flow(
     with local_server(config.parent):
         from prefect.logging.handlers import APILogHandler
 
-        from flows.embed import embed, watcher
+        from flows import embed as flows_of_the_table
+        from flows.telling import watcher
 
         token = watcher.set(on_progress)
         try:
-            return embed(
-                str(config), hand_down(overrides), reason="by hand", retry_quarantined=retry_quarantined, allow_empty=allow_empty
+            flow = flows_of_the_table.backfill if backfill else flows_of_the_table.embed
+            return flow(
+                str(config),
+                hand_down(overrides),
+                reason="by hand",
+                retry_quarantined=retry_quarantined,
+                allow_empty=allow_empty,
+                sample=sample,
             )
         finally:
             watcher.reset(token)

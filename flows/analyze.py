@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
-from flows.embed import artifact_key, logs_to_prefect, progress_artifact, run_name
+from flows.patience import SHORT_S, missed, patient
+from flows.reports import plain
+from flows.telling import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
 from pipeline.config import load
 from pipeline.space.analysis import Analysis
 from pipeline.space.analysis import analyze as use_case
@@ -17,7 +19,7 @@ from pipeline.space.analysis import analyze as use_case
 TOPICS, STRANGEST = 15, 10  # told of
 
 
-@task(name="analyze", cache_policy=NO_CACHE, persist_result=False)
+@patient("analyze")
 def analyze_table(config: str, overrides: Mapping[str, Any]) -> Analysis | None:
     """The use-case, with an artifact that moves."""
     settings = load(config, overrides)
@@ -25,13 +27,22 @@ def analyze_table(config: str, overrides: Mapping[str, Any]) -> Analysis | None:
         return use_case(settings, on_progress)
 
 
-@flow(name="analyze", flow_run_name=run_name, validate_parameters=False)
-def analyze(config: str = "config.toml", overrides: Mapping[str, Any] | None = None, reason: str = "by hand") -> None:  # noqa: ARG001  names the run
+@flow(name="analyze", flow_run_name=run_name, validate_parameters=False, timeout_seconds=SHORT_S)
+def analyze(
+    config: str = "config.toml",
+    overrides: Mapping[str, Any] | None = None,
+    reason: str = "by hand",  # noqa: ARG001  names the run
+) -> State[None] | None:
     """Bring what is worked out from the table up to date with it, and tell what changed."""
+    if (left_out := missed()) is not None:
+        return left_out
     found = analyze_table(config, overrides or {})
     if found is not None:
         name = load(config, overrides).table.name
         create_markdown_artifact(changes(name, found), key=artifact_key(f"changes-{name}"), description=f"What changed in {name}")
+        moved = found.changes is not None and found.changes.alarm
+        tell("latent.analyzed", name, {"table_version": found.table_version}, drift="alarm" if moved else "none")
+    return None
 
 
 def changes(table: str, found: Analysis) -> str:
@@ -48,13 +59,13 @@ def changes(table: str, found: Analysis) -> str:
             "| topic | before | now | |",
             "|---|---:|---:|---|",
             *(
-                f"| {_plain(each.label)} | {each.before} | {each.now} | {'' if each.state == 'kept' else each.state} |"
+                f"| {plain(each.label)} | {each.before} | {each.now} | {'' if each.state == 'kept' else each.state} |"
                 for each in moved.topics[:TOPICS]
             ),
             "",
             "| strangest that came | distance |",
             "|---|---:|",
-            *(f"| {_plain(each.doc_id)} | {each.distance:.3f} |" for each in moved.strangest[:STRANGEST]),
+            *(f"| {plain(each.doc_id)} | {each.distance:.3f} |" for each in moved.strangest[:STRANGEST]),
             "",
         ]
     lines += [
@@ -65,8 +76,3 @@ def changes(table: str, found: Analysis) -> str:
         *(f"- {file}" for file in found.files),
     ]
     return "\n".join(lines)
-
-
-def _plain(text: str) -> str:
-    """What a document says, as no markup."""
-    return "".join(f"\\{each}" if each in "\\`*_[]<>|#" else each for each in " ".join(text.split()))

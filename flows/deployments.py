@@ -1,0 +1,123 @@
+"""The deployments of a table: which flows there are on a server, when they run, and how many at a time. `latent serve` and prefect.yaml are both made of them.
+
+    python -m flows.deployments [--config config.toml] [--pool latent] [--seen-as PATH]
+
+writes prefect.yaml, from which `prefect deploy --all` registers them for a work pool; `make deploy` does both. Registers nothing itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import yaml  # type: ignore[import-untyped]
+from prefect import Flow
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy as Strategy
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+
+from flows.analyze import analyze
+from flows.embed import backfill, embed, maintain, nightly
+from flows.evaluate import evaluate
+from flows.server import HEARTBEAT, configured_server
+from pipeline.config import Config, load
+from pipeline.errors import EngineError, PipelineError
+
+# One run at a time of each, for each table. A run that comes while another is under way is cancelled, not queued: the next one sees all changes
+# anyway. A backfill may be of another source, so it waits for its turn.
+FLOWS: Mapping[Flow[..., Any], Strategy] = {
+    nightly: Strategy.CANCEL_NEW,
+    backfill: Strategy.ENQUEUE,
+    maintain: Strategy.CANCEL_NEW,
+    analyze: Strategy.CANCEL_NEW,
+    evaluate: Strategy.CANCEL_NEW,
+    embed: Strategy.CANCEL_NEW,
+}
+
+SIMPLE = "prefect:simple"
+NOTE = """\
+# What `prefect deploy --all --no-prompt` registers, in the folder of config.toml. Written by `make deploy` from
+# flows/deployments.py and config.toml: change those. The work pool must be there, and its workers need latent installed.
+"""
+
+
+def deployments(config: str, settings: Config, overrides: Mapping[str, Any]) -> list[RunnerDeployment]:
+    """Of the table that the settings name. `config` is the path under which the runs find them."""
+    schedule, table = settings.schedule, settings.table.name
+    crons = {nightly.name: schedule.nightly, analyze.name: schedule.analyze}
+    made = [
+        each.to_deployment(
+            name=table,
+            schedule=Cron(cron, timezone=schedule.timezone, parameters={"reason": "scheduled"}, slug=each.name) if cron else None,
+            parameters={"config": config, "overrides": dict(overrides), "reason": "by hand"},
+            tags=["latent", table],
+            version=version("latent"),
+            version_type=cast(
+                "Any", SIMPLE
+            ),  # the enum it is of is not public; left out, Prefect asks git for a version and stores the remote's address
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for each, strategy, cron in ((flow, strategy, crons.get(flow.name, "")) for flow, strategy in FLOWS.items())
+    ]
+    return cast("list[RunnerDeployment]", made)
+
+
+def prefect_yaml(made: list[RunnerDeployment], pool: str) -> str:
+    """The deployments as `prefect deploy` reads them."""
+    entries = [_entry(each) | {"work_pool": {"name": pool, "job_variables": {"env": dict(HEARTBEAT)}}} for each in made]
+    entire: str = yaml.safe_dump(
+        {"name": "latent", "pull": [], "deployments": entries}, sort_keys=False, allow_unicode=True, width=120
+    )
+    return NOTE + entire
+
+
+def _entry(made: RunnerDeployment) -> dict[str, Any]:
+    crons = [each.model_dump(mode="json", include={"schedule", "parameters", "slug"}) for each in made.schedules or []]
+    strategy = made.concurrency_options
+    return {
+        "name": made.name,
+        "version": made.version,
+        "version_type": SIMPLE,
+        "tags": made.tags,
+        "description": made.description,
+        "entrypoint": made.entrypoint,
+        "parameters": made.parameters,
+        "schedules": [
+            {"cron": c["schedule"]["cron"], "timezone": c["schedule"]["timezone"], "parameters": c["parameters"], "slug": c["slug"]}
+            for c in crons
+        ],
+        "concurrency_limit": {
+            "limit": made.concurrency_limit,
+            "collision_strategy": strategy.collision_strategy.value if strategy else None,
+        },
+    }
+
+
+def main() -> None:
+    """Write prefect.yaml. Exit code 1 and a line where the config is wrong or no server is configured."""
+    asked = argparse.ArgumentParser(prog="python -m flows.deployments")
+    asked.add_argument("--config", default="config.toml", help="the settings to read")
+    asked.add_argument("--pool", default="latent", help="the work pool")
+    asked.add_argument("--seen-as", default="", help="the settings' path on the machines of the workers, where it is another there")
+    asked.add_argument("--to", default="prefect.yaml", help="the file to write")
+    given = asked.parse_args()
+    try:
+        here = "{{ $PWD }}/" + given.config if not Path(given.config).is_absolute() else given.config
+        Path(given.to).write_text(
+            prefect_yaml(deployments(given.seen_as or here, load(given.config), {}), given.pool), encoding="utf-8"
+        )
+        if not configured_server():
+            raise EngineError("no Prefect server is configured, so nothing can be registered: set PREFECT_API_URL")
+    except PipelineError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
