@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run int8 space test check faults bench pins audit clean
+.PHONY: run int8 space infra test check deploy faults cluster bench pins audit clean
 
 run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect flow, and three searches
 	$(BIN)/latent run --flow
@@ -14,6 +14,8 @@ int8: .venv/ready-int8  ## what [model] precision = "int8" needs
 
 space: .venv/ready-space  ## what `latent map` and clusters by density need
 
+infra: .venv/ready-infra  ## what the tests of infra/ try its files with: Linux only, they skip without
+
 test: .venv/ready-dev  ## the whole suite, real engines, two files at a time
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -22,8 +24,18 @@ check: .venv/ready-dev  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+POOL ?= latent
+CONFIG ?= config.toml
+deploy: .venv/ready  ## the deployments of CONFIG, on the configured Prefect server, for the workers of POOL; writes prefect.yaml
+	$(BIN)/python -m flows.deployments --config $(CONFIG) --pool $(POOL) $(ARGS)
+	$(BIN)/prefect work-pool inspect $(POOL) > /dev/null 2>&1 || $(BIN)/prefect work-pool create --type process $(POOL)
+	$(BIN)/prefect --no-prompt deploy --all
+
 faults: .venv/ready-dev  ## the promise under some hundreds of kills and meetings of two writers, with a table
 	$(BIN)/python tests/faults/harness.py $(ARGS)
+
+cluster: .venv/ready-dev  ## runs on a Ray cluster of many machines while nodes die, are cut off and join, with a table; root on Linux, half an hour
+	$(BIN)/python tests/cluster/many_machines.py $(ARGS)
 
 bench: .venv/ready-bench  ## our encoder and our whole job beside what people would otherwise write, with tables and a chart; an hour
 	$(BIN)/python tests/bench/speed.py --json data/encoders.json $(ARGS)
@@ -58,17 +70,23 @@ data/sample: | .venv/ready
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt
 	touch $@
 
+.venv/ready-infra: .venv/ready-dev requirements-infra.txt
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-infra.txt
+	touch $@
+
 PIN := UV_CUSTOM_COMPILE_COMMAND="make pins" uv pip compile --quiet --universal --generate-hashes --python-version 3.11
-pins:  ## the five lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
+pins:  ## the lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
 	$(PIN) --extra model --no-emit-package torch --output-file requirements.txt pyproject.toml
 	for extra in int8 space; do \
 	  $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$$extra'], sep='\n')" \
 	  | $(PIN) --constraint requirements.txt --constraint requirements-torch.txt --no-emit-package torch --output-file requirements-$$extra.txt - || exit 1; done
 	$(PIN) --group dev $(foreach list,requirements requirements-int8 requirements-space,--constraint $(list).txt) --output-file requirements-dev.txt
 	$(PIN) --group bench $(foreach list,requirements requirements-int8 requirements-space,--constraint $(list).txt) --output-file requirements-bench.txt
+	$(PIN) --group infra --constraint requirements-dev.txt --output-file requirements-infra.txt
+	echo 'ray[default]' | $(PIN) --constraint requirements.txt --output-file infra/requirements-ray.txt -
 
 audit:  ## known vulnerabilities of what is pinned; needs pip-audit and the network
-	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-space.txt --requirement requirements-dev.txt
+	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-space.txt --requirement requirements-dev.txt --requirement requirements-infra.txt --requirement infra/requirements-ray.txt
 	pip-audit --strict --disable-pip --no-deps --requirement requirements-torch.txt
 
 clean:  ## the environment and all data

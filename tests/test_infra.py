@@ -1,0 +1,247 @@
+"""infra/: its files say what their formats allow, and the services of compose.yaml run as they are written there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import yaml
+from conftest import Desk, words
+from fastapi.testclient import TestClient
+from infra.house import BIN, INFRA, MOUNTED, house_of
+from prometheus_client import generate_latest
+
+from pipeline.config import load
+from pipeline.metrics import REGISTRY
+from pipeline.search import Table
+from pipeline.service import service
+
+KUBERNETES = "1.34"
+SECRETS = {"STORE_SECRET": "store-pass", "RAY_AUTH_TOKEN": "a" * 64, "POSTGRES_PASSWORD": "base-pass", "GRAFANA_PASSWORD": "g"} | {
+    "LATENT_SEARCH_TOKEN": "search-pass"
+}
+
+
+def tool(name: str) -> str:
+    """A program of the environment or the machine; skips where it is missing."""
+    found = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
+    return found or pytest.skip(f"no {name} here")
+
+
+def printed(*command: str, **environment: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- the files ------------------------------------------------------------------------------------------------------
+
+
+def test_the_dockerfile_has_nothing_that_hadolint_would_change() -> None:
+    assert printed(tool("hadolint"), str(INFRA / "Dockerfile")) == ""
+
+
+def test_all_that_the_dockerfile_copies_is_let_in_and_there() -> None:
+    let_in = {line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = re.findall(r"^COPY ((?!--from).+) \S+$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    copied = {source for line in copies for source in line.split()}
+    assert copied == let_in
+    assert all((INFRA.parent / source).exists() for source in copied)
+
+
+def test_the_extra_for_kuberay_has_the_versions_of_the_other_requirements() -> None:
+    pins = [
+        dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(), re.MULTILINE))
+        for path in (INFRA / "requirements-ray.txt", INFRA.parent / "requirements.txt")
+    ]
+    both = pins[0].keys() & pins[1].keys()
+    assert "ray" in both
+    assert {name: pins[0][name] for name in both} == {name: pins[1][name] for name in both}
+
+
+def test_compose_expands_with_every_secret_from_outside_and_publishes_on_loopback_only() -> None:
+    compose = tool("docker-compose")
+    command = [compose, "--file", str(INFRA / "compose.yaml"), "--profile", "*", "config", "--format", "json"]
+    bare = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    empty = subprocess.run([*command, "--env-file", "/dev/null"], capture_output=True, text=True, env=bare, check=False)
+    assert empty.returncode != 0
+    expanded = json.loads(printed(*command, **SECRETS))
+    written = (INFRA / "compose.yaml").read_text()
+    for name in SECRETS:
+        assert f"{{{name}:?" in written, f"{name} is asked for"
+    for name, each in expanded["services"].items():
+        assert each["healthcheck"]["test"], name
+        assert each["image"] == "latent" or re.fullmatch(r"\S+:v?\d+\.\d+\S*", each["image"]), f"{name} names a version"
+        assert {port["host_ip"] for port in each.get("ports", [])} <= {"127.0.0.1"}, name
+
+
+def documents(text: str) -> list[dict]:
+    return [each for each in yaml.safe_load_all(text) if each]
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "cuda"])
+def test_an_overlay_renders_to_what_kubernetes_takes_and_runs_nobody_with_rights(overlay: str) -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    manifests = documents(printed(tool("kubectl"), "kustomize", str(INFRA / "kubernetes/overlays" / overlay)))
+    for each in manifests:
+        if not each["apiVersion"].startswith("ray.io/"):
+            kubernetes.validate(each, KUBERNETES, strict=True)
+    (cluster,) = [each["spec"] for each in manifests if each["kind"] == "RayCluster"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert set(groups) == {"cpu", "driver"} | ({"gpu"} if overlay == "cuda" else set())
+    templates = [group["template"] for group in (cluster["headGroupSpec"], *groups.values())]
+    for template in templates:  # KubeRay's own schema leaves these to Kubernetes
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"} | template["metadata"], "spec": template["spec"]}
+        kubernetes.validate(pod, KUBERNETES, strict=True)
+    templates += [each["spec"]["template"] for each in manifests if each["kind"] == "Deployment"]
+    accounts = {each["metadata"]["name"] for each in manifests if each["kind"] == "ServiceAccount"}
+    for template in templates:
+        pod = template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["serviceAccountName"] in accounts
+        for container in pod["containers"]:
+            assert container["image"].startswith("registry.example.com/latent:0.1.0-")
+            assert {"requests", "limits"} <= container["resources"].keys()
+            context = container["securityContext"]
+            assert (context["readOnlyRootFilesystem"], context["allowPrivilegeEscalation"]) == (True, False)
+            assert context["capabilities"] == {"drop": ["ALL"]}
+    assert not [each for each in manifests if each["kind"] == "Secret"]
+
+
+def test_the_backfill_asks_for_what_the_cluster_has() -> None:
+    (job,) = documents((INFRA / "kubernetes/backfill.yaml").read_text())
+    (cluster,) = documents((INFRA / "kubernetes/base/ray.yaml").read_text())
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    (driver,) = [group for group in cluster["spec"]["workerGroupSpecs"] if group["groupName"] == "driver"]
+    assert json.loads(job["spec"]["entrypointResources"]).keys() <= driver["resources"].keys()
+    assert driver["maxReplicas"] > 0
+
+
+def test_the_configs_of_the_manifests_are_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for overlay in ("cpu", "cuda"):
+        manifests = documents(printed(tool("kubectl"), "kustomize", str(INFRA / "kubernetes/overlays" / overlay)))
+        maps = {each["metadata"]["name"]: each["data"] for each in manifests if each["kind"] == "ConfigMap"}
+        (tmp_path / "config.toml").write_text(maps["latent-config"]["config.toml"])
+        for name, value in maps["latent-environment"].items():
+            if name.startswith("LATENT_"):
+                monkeypatch.setenv(name, value)
+        settings = load(tmp_path / "config.toml")
+        assert settings.ray.address == "latent-head-svc:6379"
+        assert settings.ray.gpus_per_worker == (1 if overlay == "cuda" else 0)
+
+
+def test_the_launcher_of_ray_takes_the_cluster_on_aws() -> None:
+    pytest.importorskip("boto3")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    (config,) = documents((INFRA / "ray-cluster.yaml").read_text())
+    validate_config(prepare_config(config))  # against ray-schema.json
+    assert config["available_node_types"]["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_prometheus_asks_services_that_there_are_where_they_answer() -> None:
+    services = documents((INFRA / "compose.yaml").read_text())[0]["services"]
+    (config,) = documents((INFRA / "prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    asked = {(name, sd["port"]) for job in jobs.values() for sd in job.get("dns_sd_configs", []) for name in sd["names"]}
+    assert asked == {
+        ("latent", int(services["latent"]["environment"]["LATENT_METRICS__LISTEN"].rpartition(":")[2])),
+        ("search", 8000),
+    }
+    assert jobs["search"]["authorization"]["credentials_file"] == f"/run/secrets/{services['prometheus']['secrets'][0]}"
+    if promtool := shutil.which("promtool"):
+        printed(promtool, "check", "config", "--syntax-only", str(INFRA / "prometheus.yml"))
+
+
+def test_the_dashboard_shows_numbers_that_there_are() -> None:
+    dashboard = json.loads((INFRA / "grafana/dashboard.json").read_text())
+    (sources,) = documents((INFRA / "grafana/provisioning/datasources/prometheus.yaml").read_text())
+    panels = dashboard["panels"]
+    targets = [target for panel in panels for target in panel["targets"]]
+    assert {target["datasource"]["uid"] for target in targets} == {source["uid"] for source in sources["datasources"]}
+    named = {name for target in targets for name in re.findall(r"\blatent_\w+", target["expr"])}
+    runs = told(generate_latest(REGISTRY).decode())
+    known = runs | search_metrics()
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
+    assert families <= known, families - known
+    assert runs <= families, "every number of a run is shown"
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for at in (panel["gridPos"] for panel in panels)
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(cells)) == len(cells), "no panel lies over another"
+    assert max(x for x, _ in cells) < 24
+
+
+def search_metrics() -> set[str]:
+    """Names of the search service's numbers, as it tells them before any search."""
+    app = service(cast("Table", SimpleNamespace(version=1)))
+    with TestClient(app) as client:
+        return told(client.get("/metrics").text)
+
+
+def told(text: str) -> set[str]:
+    return set(re.findall(r"^# TYPE (latent_\w+?)(?:_created)? ", text, re.MULTILINE))
+
+
+# --- the services ---------------------------------------------------------------------------------------------------
+
+
+def needed() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("root is needed to make namespaces")
+    for name in ("unshare", "nsenter", "setpriv", "ip", "wget", "weed"):
+        tool(name)
+    if not list(Path("/usr/lib/postgresql").glob("*/bin")):
+        pytest.skip("no PostgreSQL of Debian's here")
+
+
+@pytest.mark.timeout(600)
+def test_the_services_of_compose_come_up_and_a_nightly_run_completes(
+    desk_for: Callable[..., Desk], small_model: Path, tmp_path: Path
+) -> None:
+    needed()
+    data = tmp_path / "volumes/data"
+    shutil.copytree(small_model, data / "model")
+    desk = desk_for(data, model=f"{MOUNTED}/data/model", more="[ray]\nworkers = 1\n")
+    desk.write("a.jsonl", [{"id": f"d{i}", "text": words(100 + i, 200 + i)} for i in range(20)])
+    command = [
+        tool("docker-compose"),
+        "--env-file",
+        "/dev/null",
+        "--file",
+        str(INFRA / "compose.yaml"),
+        "--profile",
+        "*",
+        "config",
+        "--format",
+        "json",
+    ]
+    services = json.loads(printed(*command, **SECRETS))["services"]
+    with house_of(tmp_path, services) as house:
+        house.up(["postgres", "store", "prefect", "ray-head", "ray-worker", "latent"])
+        done = house.run("latent", "prefect", "deployment", "run", "nightly/docs", "--watch")
+        assert done.returncode == 0, done.stdout + done.stderr + house.said("latent")
+        assert not list((tmp_path / "volumes/prefect").glob("*.db")), "Prefect's state is in PostgreSQL"
+        house.up(["search"])
+        found = house.run("latent", "latent", "search", words(107, 207), "-k", "1", "--json")
+        assert json.loads(found.stdout)["hits"][0]["doc_id"] == "d7", found.stderr
+        asked = house.run(
+            "latent", "python", "-c", "import urllib.request as u; print(u.urlopen('http://prefect:4200/api/metrics').read())"
+        )
+        assert "python_info" in asked.stdout, asked.stderr
+        for name in reversed(list(house.running)):
+            house.stop(name)
+    assert not Path(f"/proc/{house.init}").exists()
