@@ -115,6 +115,7 @@ def table_schema(spec: Spec, metadata: pa.Schema) -> pa.Schema:
     )
 
 
+SCORE = "latent.score"  # column of an answer; no metadata column is called so: Lance takes no dot in a name
 OWN_COLUMNS = frozenset(
     [
         "chunk_id",

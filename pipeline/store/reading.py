@@ -1,6 +1,6 @@
 """One version of the table, open for searches, through lancedb: vector, full text, both, and what stands around a passage.
 
-Every answer has a column `score`: higher is better, comparable within one mode. A filter is applied before the search, and planned before it is run.
+Every answer has a column SCORE: higher is better, comparable within one mode. A filter is applied before the search, and planned before it is run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import QueryError, StoreError
-from pipeline.schema import Spec
+from pipeline.schema import SCORE, Spec
 from pipeline.store.derived import Codes, read_codes, same_rows
 from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
 
@@ -108,7 +108,7 @@ class Reading:
     def by_vector(self, vector: np.ndarray, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
         """The k rows nearest to the vector (dim,), nearest first; the score is the cosine."""
         rows = self._run(self._nearest(vector, k, where, exact=exact).select([*self.columns, "_distance"]), where)
-        return rows.append_column("score", pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
+        return rows.append_column(SCORE, pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
 
     def by_code(self, vector: np.ndarray, k: int, where: Condition | None = None) -> pa.Table:
         """As `by_vector`, of the rows whose codes are nearest (`latent compress --write`): their order is that of the full vectors."""
@@ -120,12 +120,12 @@ class Reading:
         rows = self._taken(pa.chunked_array([found]), [*self.columns, "vector"])
         scores = matrix(rows["vector"].combine_chunks()).astype(np.float64) @ vector
         best = np.argsort(-scores, kind="stable")[:k]
-        return rows.drop_columns(["vector"]).take(best).append_column("score", pa.array(scores[best]))
+        return rows.drop_columns(["vector"]).take(best).append_column(SCORE, pa.array(scores[best]))
 
     def by_words(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
         """The k rows that the words of a query fit best; the score is BM25. Rows without any of the words are not among them."""
         rows = self._run(self._fitting(words, k, where).select([*self.columns, "_score"]), where)
-        return rows.append_column("score", rows["_score"].cast(pa.float64()))
+        return rows.append_column(SCORE, rows["_score"].cast(pa.float64()))
 
     def by_both(self, vector: np.ndarray, words: str, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
         """Reciprocal rank fusion of both (Cormack, Clarke & Büttcher 2009): the score is the sum of 1 / (60 + rank) over the two lists."""
@@ -137,7 +137,7 @@ class Reading:
         lists = [self._run(query, where).select(["_rowid"]) for query in (nearest, fitting)]
         fused = RRFReranker().rerank_hybrid(words, *lists)[:k]
         rows = self._taken(fused["_rowid"], self.columns)
-        return rows.append_column("score", fused["_relevance_score"].cast(pa.float64()))
+        return rows.append_column(SCORE, fused["_relevance_score"].cast(pa.float64()))
 
     def vectors_of(self, rows: pa.Table) -> np.ndarray:
         """The vectors (n, dim) of rows of an answer."""
