@@ -187,6 +187,7 @@ class LocalModel:
     dim: int
     max_tokens: int | None  # special tokens included; None: no limit
     trust_remote_code: bool = False
+    query_prompt: str = ""  # that it wants put before queries, and nothing before documents
 
 
 # --- files, shards, receipts ----------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ class Table:
         return [each for each in found if each is not None]
 
     def _encoded(self, view: _View, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        prompt = view.at.config.model.query_prompt
+        prompt = view.at.config.model.query_prompt or view.at.model.query_prompt
         with self._encoding:
             vectors = view.encoder.encode([prompt + query for query in queries])
         for query, vector in zip(queries, vectors, strict=True):
