@@ -156,7 +156,7 @@ def migrate(
     settings = load(config, overrides)
     log_to_terminal(verbose=False)
     successor = {
-        "name": model,
+        "name": load(config, overrides | {"model.name": model}).model.name,  # a relative folder is meant from where the config lies
         "revision": revision,
         "sha256": "",
         "query_prompt": query_prompt,

@@ -97,6 +97,11 @@ class Table:
         return self._newest().at.store
 
     @property
+    def mode(self) -> Mode:
+        """How it is searched where a search does not say."""
+        return self._config.search.mode
+
+    @property
     def candidates(self) -> int:
         """How many passages are reranked."""
         return self._config.search.candidates

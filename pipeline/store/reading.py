@@ -31,6 +31,7 @@ RESCORED = 50  # rows found by their codes that are ordered by their vectors, an
 RESCORED_OF = 5  # times as many as are asked for
 DEPTH = 100  # hits of each side that a hybrid search fuses
 TUNING_KEY = "latent.tuning"
+WORDS_KEY = "latent.words"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Reading:
     def has_words(self) -> bool:
         """Whether it can be searched by words."""
         return any(index.index_type == "FTS" for index in self._table.list_indices())
+
+    @property
+    def _awaits_words(self) -> bool:
+        """Whether the index of words is about to be made, of a table just migrated: until then each row is looked at, and words have no stems."""
+        return bool(self._rows.metadata.get(WORDS_KEY))
 
     @functools.cached_property
     def _codes(self) -> Codes:
@@ -184,7 +190,7 @@ class Reading:
         """The query for the rows that words fit best, with its filter."""
         from lancedb.query import MatchQuery
 
-        if not self.has_words:
+        if not self.has_words and not self._awaits_words:
             raise QueryError(f"{self.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'")
         query = self._table.search(MatchQuery(words, "text"), query_type="fts").limit(k).with_row_id(True)
         return query.where(self._plan(where)[0], prefilter=True) if where else query
