@@ -158,6 +158,13 @@ def update_indexes(config: Config) -> Tuning | None:
     return store.update_indexes(store_of(config), index.recall, words)
 
 
+def searches_lag(config: Config) -> bool:
+    """Whether indexes are behind or absent: the run that changed rows was killed before it brought them up to date."""
+    place = store_of(config)
+    behind = any(index.behind for index in store.indexes(place) if index.kind != "BTree")  # trees may stay a little behind
+    return behind or not store.Reading(place).settled(full_text=config.index.full_text)
+
+
 @dataclass(frozen=True)
 class RolledBack:
     """What `rollback` did."""

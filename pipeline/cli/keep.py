@@ -89,7 +89,8 @@ def run(
             )
         else:
             report = use_case.embed(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty)
-    if maintain and (report.documents.added or report.documents.changed or report.documents.deleted):
+    changed = report.documents.added or report.documents.changed or report.documents.deleted
+    if maintain and (changed or use_case.searches_lag(settings)):
         try:
             use_case.maintain(settings)
         except PipelineError as error:  # the next run, or another that is under way, does it
