@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import operator
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Tuning:
     nprobes: int  # parts of the index; 0: searches are exact, since that is as fast, or since no effort holds the recall
     refine_factor: int  # so many times k rows are compared by their full vectors
     recall: float  # recall@10 against exact search
-    filtered: float  # the same under a filter that one row in sixteen meets
+    filtered: float  # the same under a filter that one row in sixteen meets; where those are FEW_ROWS at most, it is exact
     milliseconds: float  # a search, median
     exact_milliseconds: float  # an exact one
     rows: int  # of the table when this was measured
@@ -68,6 +69,7 @@ class Reading:
         self._table = connected(store, self.version)
         self.columns = [name for name in self._table.schema.names if name != "vector"]
         self._planned: dict[str, tuple[Any, int]] = {}  # by filter: what lancedb takes, and how many rows meet it
+        self._planning = threading.Lock()
 
     @functools.cached_property
     def spec(self) -> Spec:
@@ -204,17 +206,21 @@ class Reading:
     def _plan(self, where: Condition) -> tuple[Any, int]:
         """The filter as lancedb takes it, and how many rows meet it. Raises QueryError where the table cannot evaluate it."""
         known = repr(where)
-        if known not in self._planned:
+        with self._planning:
+            planned = self._planned.get(known)
+        if planned is None:
             condition = where if isinstance(where, str) else expression(where)
             query = self._table.search().where(condition).select(["chunk_index"]).limit(self.count or 1)
             try:
                 query.explain_plan()
             except (ValueError, OSError, RuntimeError) as error:
                 raise self._refused(where, error) from error
-            self._planned[known] = condition, int(self._run(query, where).num_rows)
-            if len(self._planned) > PLANS_KEPT:
-                self._planned.pop(next(iter(self._planned)))
-        return self._planned[known]
+            planned = condition, int(self._run(query, where).num_rows)
+            with self._planning:
+                self._planned[known] = planned
+                if len(self._planned) > PLANS_KEPT:
+                    self._planned.pop(next(iter(self._planned)))
+        return planned
 
     def _refused(self, where: Condition, error: Exception) -> QueryError:
         reason = one_line(error).partition(". Valid fields")[0].removeprefix("Invalid user input: ")
