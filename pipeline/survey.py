@@ -90,6 +90,15 @@ def followed(config: Config) -> Scene:
     return resolved(adopted(config, held, store.asking_of(at.store)))
 
 
+def suited(config: Config) -> Config:
+    """The config with the model and the settings that the table's vectors were made with, where it asks for others. Raises ModelError."""
+    place = store_of(config)
+    held = store.spec_of(place)
+    if held is None or same_vectors(held, resolved(config).spec):
+        return config
+    return adopted(config, held, store.asking_of(place))
+
+
 def same_vectors(one: Spec, other: Spec) -> bool:
     """Whether both make the same vectors: a model is known by its digest, its name may change."""
     return replace(one, model=other.model) == other

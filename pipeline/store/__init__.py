@@ -37,7 +37,7 @@ from pipeline.store.derived import (
 from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
-from pipeline.store.reading import RESCORED, Condition, Reading, Tuning, matrix, read_tuning
+from pipeline.store.reading import FEW_ROWS, RESCORED, Condition, Reading, Tuning, matrix, read_tuning
 from pipeline.store.tables import (
     Asking,
     Side,
@@ -56,6 +56,7 @@ from pipeline.store.tables import (
 )
 
 __all__ = [
+    "FEW_ROWS",
     "RESCORED",
     "Asking",
     "Backfill",
