@@ -126,6 +126,20 @@ def test_what_others_say_is_left_out_and_comes_back_when_they_change(desk: Desk)
     assert desk.side("quarantine") == []
 
 
+def test_who_is_left_out_is_as_similar_as_the_config_says_whatever_was_tried(desk: Desk) -> None:
+    tried = found(desk, 0.6)
+    config = desk.config_path.read_text()
+    desk.config_path.write_text(config.replace("[source]", "[source]\nskip_near_duplicates = true"))
+    report = desk.embed()
+    assert 0 < report.documents.quarantined < tried.documents
+    assert all(float(row["reason"].split()[1]) >= 0.95 for row in desk.side("quarantine"))
+    found(desk, 0.999)
+    desk.embed()
+    assert all(float(row["reason"].split()[1]) >= 0.999 for row in desk.side("quarantine"))
+    found(desk)
+    assert all(row["similarity"] >= 0.95 for row in rows(desk, "spared"))
+
+
 def test_nothing_alike_is_an_answer_too(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
     desk = desk_for(tmp_path)
     desk.write("a.jsonl", [{"id": str(i), "text": words(*range(100 + 12 * i, 112 + 12 * i))} for i in range(8)])

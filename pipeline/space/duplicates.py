@@ -97,7 +97,7 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
     kept, likeness = kept[first], likeness[first]
     inside = _in_groups(kept, likeness)
     grouped = _grouped(place, version, inside, kept[inside] == inside, likeness[inside])
-    spared = _spared(place, version, grouped)
+    spared = _spared(place, version, grouped, similarity)
     told = {"table_version": version, "rows": count, "similarity": similarity, "pairs_met": met}
     store.write_derived(place, "spared", spared, told)
     store.write_derived(place, "duplicates", grouped.drop_columns(["doc_hash", "kept_doc_id", "kept_doc_hash"]), told)
@@ -200,7 +200,7 @@ def _outliers(place: Store, version: int, strange: np.ndarray, far: np.ndarray, 
     return rows.add_column(2, "distance", pa.array(far, pa.float32())).add_column(3, "nearest_chunk_id", beside)
 
 
-def _spared(place: Store, version: int, grouped: pa.Table) -> pa.Table:
+def _spared(place: Store, version: int, grouped: pa.Table, similarity: float) -> pa.Table:
     """Documents of which every passage may go; and those that were found so before, are left out since, and whose like is still there."""
     documents = pa.Table.from_batches(list(store.batches(place, version, ["doc_id", "doc_hash"]))).group_by(["doc_id", "doc_hash"])
     passages = documents.aggregate([([], "count_all")])
@@ -213,16 +213,16 @@ def _spared(place: Store, version: int, grouped: pa.Table) -> pa.Table:
     rows = found.select(["doc_id", "doc_hash", "similarity_min", "kept_doc_id_list", "kept_doc_hash_list"]).rename_columns(
         SPARED.names
     )
-    before = store.read_derived(place, "spared")
+    before = store.spared_of(place, similarity)
     if before is None:
         return rows
     there = set(zip(passages["doc_id"].to_pylist(), passages["doc_hash"].to_pylist(), strict=True))
     there -= set(zip(rows["doc_id"].to_pylist(), rows["doc_hash"].to_pylist(), strict=True))
-    held = pc.is_in(before.rows["doc_id"], value_set=passages["doc_id"].combine_chunks())
+    held = pc.is_in(before["doc_id"], value_set=passages["doc_id"].combine_chunks())
     stays = [
         not known and there.issuperset(zip(ids, hashes, strict=True))
         for known, ids, hashes in zip(
-            *(each.to_pylist() for each in (held, before.rows["kept_ids"], before.rows["kept_hashes"])), strict=True
+            *(each.to_pylist() for each in (held, before["kept_ids"], before["kept_hashes"])), strict=True
         )
     ]
-    return pa.concat_tables([rows, before.rows.filter(pa.array(stays, pa.bool_())).replace_schema_metadata(None)])
+    return pa.concat_tables([rows, before.filter(pa.array(stays, pa.bool_()))])

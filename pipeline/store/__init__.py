@@ -30,6 +30,7 @@ from pipeline.store.derived import (
     read_derived,
     rows_at,
     same_rows,
+    spared_of,
     write_codes,
     write_derived,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "rows_committed",
     "same_rows",
     "sole_writer",
+    "spared_of",
     "spec_of",
     "state_of",
     "switch",
