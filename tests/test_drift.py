@@ -82,6 +82,9 @@ def test_a_topic_that_comes_is_an_alarm_and_so_is_one_that_goes(desk_for: Callab
     both = compared(desk, first, TOPICS + 1)
     assert (both.new, both.gone, both.stayed) == (30, 100, 500)
     assert compared(desk, str(both.since), TOPICS + 1).flat() == both.flat(), "by its run or by its number"
+    between = drift(load(desk.config_path, {"cluster.number": TOPICS + 1}), first, until=came.run_id)
+    assert (between.table_version, between.new, between.gone) == (came.table_version, 30, 0)
+    assert drift(load(desk.config_path, {"cluster.number": TOPICS + 1}), until=came.run_id).flat() == between.flat()
 
 
 def test_edits_are_no_alarm_however_many(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
@@ -107,6 +110,8 @@ def test_what_cannot_be_compared_is_one_line(desk: Desk, desk_for: Callable[...,
         drift(other.config, "1")
     with pytest.raises(StoreError, match="has no version 99: 'latent status' lists those that are kept"):
         drift(other.config, "99")
+    with pytest.raises(StoreError, match="has no version 98"):
+        drift(other.config, "2", until="98")
     with pytest.raises(QueryError, match="no run 'yesterday'"):
         drift(other.config, "yesterday")
 
