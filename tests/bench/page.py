@@ -80,9 +80,9 @@ def main() -> None:
             tab.goto(f"http://127.0.0.1:{server.server_address[1]}")
             tab.get_by_text(f"{given.points:,} / {given.points:,} points").wait_for(timeout=180_000)
             tab.wait_for_timeout(5_000)
-            frames = zoomed(tab)
             if given.shot:
                 tab.screenshot(path=given.shot)
+            frames = zoomed(tab)
             browser.close()
             server.shutdown()
     half, most, worst = np.percentile(frames, [50, 95, 100])
