@@ -31,6 +31,7 @@ from pipeline.store.derived import (
     read_derived,
     rows_at,
     same_rows,
+    spared_of,
     write_codes,
     write_derived,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "rows_committed",
     "same_rows",
     "sole_writer",
+    "spared_of",
     "spec_of",
     "state_of",
     "switch",
