@@ -36,7 +36,7 @@ LABELS = 30  # on a picture
 HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
 COLOURS = (  # then each lighter, and darker, which the colour-blind see as well as others; after that from the beginning
     *HUES,
-    *("#80B9D9", "#F3CF80", "#80CFB9", "#E6BCD3", "#ABDAF4", "#EAAF80", "#DCD480", "#BFBFBF"),
+    *("#80B9D9", "#F3CF80", "#80CFB9", "#E6BCD3", "#ABDAF4", "#EAAF80", "#DCD480"),  # no lighter grey: noise has it
     *("#00446B", "#8A5F00", "#005F45", "#7A4964", "#346C8C", "#803800", "#6E6500", "#4C4C4C"),
 )
 NOISE_COLOUR = "#D8D8D8"
