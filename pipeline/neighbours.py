@@ -6,7 +6,7 @@ The space is cut into cells, each row belongs to the nearest, and is compared wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,9 +15,11 @@ from sklearn.cluster import KMeans
 
 CELL_ROWS = 1000  # in the mean
 LOOKS = 16  # cells that a row is compared with, at most
+FEWEST_LOOKS = 4  # and at least, whatever a few pairs say
 FOUND = 0.99  # of the pairs are looked at, at least
 NEIGHBOURS = 5  # how far the fifth is tells how strange a row is: four like it may be a topic's beginning, or copies
 AT_ONCE = 1024  # rows
+PIECE = 8192  # rows of a cell that those are compared with at a time: 32 MB of cosines
 NONE = -1
 
 
@@ -65,25 +67,36 @@ def in_cells(nearest: np.ndarray, worth: np.ndarray) -> Cells:
     return Cells(order, starts, nearest[order])
 
 
-def pairs(vectors: np.ndarray, places: np.ndarray, similarity: float) -> np.ndarray:
-    """Pairs (m, 2) of places that are so similar, the first of each among `places`. Reads all rows once."""
-    asked, found = np.asarray(vectors[places]), []
+def pairs(vectors: np.ndarray, places: np.ndarray, similarity: float) -> Iterator[np.ndarray]:
+    """Pairs (m, 2) of places that are so similar, the first of each among `places`, some at a time. Reads all rows once."""
+    asked = np.asarray(vectors[places])
     for start in range(0, len(vectors), AT_ONCE):
         row, at = np.nonzero(asked @ np.asarray(vectors[start : start + AT_ONCE]).T >= similarity)
-        found.append(np.stack([places[row], start + at], 1))
-    every = np.concatenate(found)
-    others: np.ndarray = every[every[:, 0] != every[:, 1]]
-    return others
+        found = np.stack([places[row], start + at], 1)
+        yield found[found[:, 0] != found[:, 1]]
 
 
-def looks_for(cells: Cells, pairs: np.ndarray) -> tuple[int, float]:
-    """How many cells a row must be compared with, so that FOUND of these pairs (m, 2) of places are met; and the share that is."""
-    later, earlier = pairs.max(1), pairs.min(1)
-    met = cells.nearest[later] == cells.nearest[earlier, :1]
-    shares = np.logical_or.accumulate(met, axis=1).mean(0) if len(pairs) else np.ones(met.shape[1])
+@dataclass(frozen=True)
+class Looks:
+    """How many cells a row is compared with."""
+
+    cells: int
+    met: float  # share of the pairs that meet so; 1 where there are none
+    pairs: int  # that this was seen on
+
+
+def looks_for(cells: Cells, pairs: Iterable[np.ndarray]) -> Looks:
+    """As many cells as it takes that FOUND of these pairs (m, 2) of places meet, FEWEST_LOOKS at least."""
+    most = cells.nearest.shape[1]
+    meet, total = np.zeros(most, np.int64), 0  # by the first cell in which they do
+    for some in pairs:
+        met = cells.nearest[some.max(1)] == cells.nearest[some.min(1), :1]
+        meet += np.bincount(met.argmax(1)[met.any(1)], minlength=most)
+        total += len(some)
+    shares = meet.cumsum() / total if total else np.ones(most)
     enough = np.flatnonzero(shares >= FOUND)
-    looks = int(enough[0]) + 1 if len(enough) else len(shares)
-    return looks, float(shares[looks - 1])
+    looks = min(most, max(FEWEST_LOOKS, int(enough[0]) + 1 if len(enough) else most))
+    return Looks(looks, float(shares[looks - 1]), total)
 
 
 def kin(vectors: np.ndarray, cells: Cells, similarity: float, looks: int, on_done: Callable[[int], None]) -> Kin:
@@ -97,9 +110,8 @@ def kin(vectors: np.ndarray, cells: Cells, similarity: float, looks: int, on_don
         likes = np.full((end - start, NEIGHBOURS), -1, np.float32)  # cosines of the nearest
         best, by = np.full(end - start, -1, np.float32), np.full(end - start, NONE)
         near = cells.nearest[start:end, :looks]
-        for cell in np.unique(near):
+        for cell, first, last in _pieces(cells, np.unique(near)):
             looking = np.flatnonzero((near == cell).any(1))
-            first, last = cells.starts[cell], cells.starts[cell + 1]
             cosines = some[looking] @ np.asarray(vectors[first:last]).T
             own = (start + looking >= first) & (start + looking < last)
             cosines[np.flatnonzero(own), (start + looking - first)[own]] = -1
@@ -115,6 +127,13 @@ def kin(vectors: np.ndarray, cells: Cells, similarity: float, looks: int, on_don
         found.far[start:end] = 1 - likes.min(1)
         on_done(end)
     return found
+
+
+def _pieces(cells: Cells, some: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Each of these cells, from where to where, PIECE rows at most at a time: what is alike falls into one cell, however much it is."""
+    for cell in some.tolist():
+        start, end = int(cells.starts[cell]), int(cells.starts[cell + 1])
+        yield from ((cell, first, min(first + PIECE, end)) for first in range(start, end, PIECE))
 
 
 def far_from_all(vectors: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

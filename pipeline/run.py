@@ -258,6 +258,13 @@ def pause(config: Config, *, paused: bool) -> None:
     store.pause(store_of(config), paused=paused)
 
 
+def searches_lag(config: Config) -> bool:
+    """Whether indexes are behind or absent: the run that changed rows was killed before it brought them up to date."""
+    place = store_of(config)
+    behind = any(index.behind for index in store.indexes(place) if index.kind != "BTree")  # trees may stay a little behind
+    return behind or not store.Reading(place).settled(full_text=config.index.full_text)
+
+
 @dataclass(frozen=True)
 class RolledBack:
     """What `rollback` did."""

@@ -115,6 +115,7 @@ def table_schema(spec: Spec, metadata: pa.Schema) -> pa.Schema:
     )
 
 
+SCORE = "latent.score"  # column of an answer; no metadata column is called so: Lance takes no dot in a name
 OWN_COLUMNS = frozenset(
     [
         "chunk_id",
@@ -186,6 +187,7 @@ class LocalModel:
     dim: int
     max_tokens: int | None  # special tokens included; None: no limit
     trust_remote_code: bool = False
+    query_prompt: str = ""  # that it wants put before queries, and nothing before documents
 
 
 # --- files, shards, receipts ----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
@@ -90,9 +91,11 @@ class Address:
 
 
 def service(table: Table, token: str | None = None) -> FastAPI:
-    """The app. With a token, all but /healthz want it."""
+    """The app. With a token, /search and /metrics want it; /healthz, /docs and /openapi.json tell nothing of what the table holds."""
     app = FastAPI(title="latent", summary="Search over a table of embeddings", docs_url="/docs", redoc_url=None)
     app.add_middleware(_LimitedBody)
+    app.add_exception_handler(PipelineError, _failed)
+    app.add_exception_handler(RequestValidationError, _malformed)
     registry = CollectorRegistry()
     answered = Counter("latent_searches", "Searches by mode and HTTP status", ["mode", "status"], registry=registry)
     seconds = Histogram("latent_search_seconds", "Time of a search", ["mode"], registry=registry)
@@ -105,13 +108,16 @@ def service(table: Table, token: str | None = None) -> FastAPI:
     )
     def search(asked: Asked) -> Response:
         """The passages that answer best."""
-        mode, started, status = asked.mode or "default", time.perf_counter(), 200
+        mode, started, status = asked.mode or "default", time.perf_counter(), 500
         try:
             hits = table.search(**asked.model_dump())
-            return Response(json.dumps({"hits": [hit.flat() for hit in hits]}, default=str), media_type="application/json")
+            body = json.dumps({"hits": [hit.flat() for hit in hits]}, default=str)
         except PipelineError as error:
-            status = 422 if isinstance(error, QueryError) else 503
-            raise HTTPException(status, str(error)) from None
+            status = _status(error)
+            raise
+        else:
+            status = 200
+            return Response(body, media_type="application/json")
         finally:
             answered.labels(mode, status).inc()
             seconds.labels(mode).observe(time.perf_counter() - started)
@@ -161,8 +167,26 @@ def _bearer(token: str) -> Callable[..., None]:
     return check
 
 
+def _status(error: Exception) -> int:
+    return 422 if isinstance(error, QueryError) else 503
+
+
+def _failed(_: Request, error: Exception) -> Response:
+    return _told(_status(error), str(error))
+
+
+def _malformed(_: Request, error: Exception) -> Response:
+    """As FastAPI tells it, but without what was got: not everything that came as JSON can go back as JSON, such as a number out of range."""
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    return _told(422, [{key: each[key] for key in ("type", "loc", "msg")} for each in found])
+
+
+def _told(status: int, detail: object) -> Response:
+    return Response(json.dumps({"detail": detail}), status, media_type="application/json")
+
+
 class _LimitedBody:
-    """Refuses a body of more than MOST_BYTES, whether its length is announced or not."""
+    """Refuses a body of more than MOST_BYTES, whether its length is announced or not, and a length that is no number."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -178,7 +202,10 @@ class _LimitedBody:
                 raise HTTPException(413, f"a body of more than {MOST_BYTES} bytes")
             return message
 
-        if scope["type"] == "http" and int(Request(scope).headers.get("content-length") or 0) > MOST_BYTES:
+        announced = Request(scope).headers.get("content-length", "0") if scope["type"] == "http" else "0"
+        if not announced.isdecimal():
+            await Response("content-length is no number", 400)(scope, receive, send)
+        elif len(announced) > len(str(MOST_BYTES)) or int(announced) > MOST_BYTES:
             await Response(f"a body of more than {MOST_BYTES} bytes", 413)(scope, receive, send)
         else:
             await self._app(scope, counted if scope["type"] == "http" else receive, send)

@@ -90,6 +90,15 @@ def followed(config: Config) -> Scene:
     return resolved(adopted(config, held, store.asking_of(at.store)))
 
 
+def suited(config: Config) -> Config:
+    """The config with the model and the settings that the table's vectors were made with, where it asks for others. Raises ModelError."""
+    place = store_of(config)
+    held = store.spec_of(place)
+    if held is None or same_vectors(held, resolved(config).spec):
+        return config
+    return adopted(config, held, store.asking_of(place))
+
+
 def same_vectors(one: Spec, other: Spec) -> bool:
     """Whether both make the same vectors: a model is known by its digest, its name may change."""
     return replace(one, model=other.model) == other
@@ -186,12 +195,12 @@ def survey(
         reopened |= shadowing(quarantine)
         changes = compare_files(files, recorded, reading, reopened, backfilled)
     sightings, refused, opened = [SIGHTINGS.empty_table()], dict[str, str](), set[int]()
-    spared = store.read_derived(at.store, "spared") if settings.skip_near_duplicates else None
+    spared = store.spared_of(at.store, at.config.duplicates.similarity) if settings.skip_near_duplicates else None
     left: dict[tuple[str, str], str] = {}
     while True:
         if spared is not None:
             gone = set(recorded["path"].to_pylist()) - set(changes.unchanged)
-            left = left_out(spared.rows, pa.concat_tables(sightings), held, gone)
+            left = left_out(spared, pa.concat_tables(sightings), held, gone)
         reopened |= to_look_at(left, held, quarantine)
         changes = compare_files(files, recorded, reading, reopened, backfilled)
         if not (pending := [i for i in changes.changed if i not in opened]):

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from conftest import Desk, words
 
+from pipeline.store import indexes
+from pipeline.survey import store_of
+
 LATENT = str(Path(sys.executable).with_name("latent"))
 COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "rollback", "serve", "cluster", "evaluate", "migrate")
 
@@ -85,6 +88,16 @@ def test_status_verify_and_maintain_speak_json(lake: Desk) -> None:
     assert proof["ok"]
     assert {"name", "ok", "detail"} == set(proof["checks"][0])
     assert latent(lake, "verify").stdout.count("ok  ") == len(proof["checks"])
+
+
+def test_a_run_with_nothing_to_do_makes_the_indexes_that_a_killed_one_left_out(desk: Desk) -> None:
+    desk.write("a.jsonl", [{"id": "a", "text": words(1)}])
+    desk.embed()  # and killed before it was maintained
+    assert answer(latent(desk, "run", "--json"))["documents"]["unchanged"] == 1
+    assert [index.kind for index in indexes(store_of(desk.config))] == ["FTS"]
+    version = store_of(desk.config).opened().version
+    latent(desk, "run")
+    assert store_of(desk.config).opened().version == version
 
 
 def test_rollback_takes_a_version_or_a_run_and_says_where_the_table_is(lake: Desk) -> None:

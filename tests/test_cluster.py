@@ -141,6 +141,12 @@ def test_density_leaves_what_is_like_nothing_as_noise(desk: Desk) -> None:
     assert done.noise == len(lost)
     assert len([row for row in lost if row["chunk_id"].startswith("stray")]) >= 8
     assert all(row["strength"] == 0 for row in lost)
+    first = assignments(desk)
+    clusters.cluster(asked(desk, method="density"), fresh=True)
+    again = assignments(desk)
+    assert len(set(zip(first.values(), again.values(), strict=True))) == len(set(first.values())), (
+        "the same seed, the same clusters"
+    )
 
 
 def names(topics: Sequence[clusters.Topic]) -> list[str]:
@@ -151,8 +157,44 @@ def test_a_labeller_of_ones_own_names_topics_once(desk: Desk, monkeypatch: pytes
     monkeypatch.syspath_prepend(Path(__file__).parent)
     done = clusters.cluster(asked(desk, number=TOPICS, labeller="test_cluster:names"))
     assert all(" of 40, like w" in g.label for g in done.groups)
-    again = clusters.cluster(asked(desk, number=TOPICS))
+    again = clusters.cluster(asked(desk, number=TOPICS, labeller="test_cluster:names"))
     assert {g.label for g in again.groups} == {g.label for g in done.groups}
+
+
+def test_a_labeller_beside_the_config_names_what_another_one_named_before(desk: Desk) -> None:
+    before = clusters.cluster(asked(desk, number=TOPICS))
+    (desk.folder / "beside.py").write_text("PREFIX = 'about'\n")
+    (desk.folder / "naming.py").write_text(
+        "import beside\n"
+        "def named(topics):\n    return [f'{beside.PREFIX} {topic.words[0]}' for topic in topics]\n"
+        "def broken(topics):\n    return 1 / 0\n"
+        "def short(topics):\n    return ['one']\n"
+    )
+    done = clusters.cluster(asked(desk, number=TOPICS, labeller="naming:named"))
+    assert done.kept == TOPICS, "the same clusters"
+    assert {g.cluster_id: f"about {g.words[0]}" for g in before.groups} == {g.cluster_id: g.label for g in done.groups}
+    assert {g.label for g in clusters.cluster(asked(desk, number=TOPICS)).groups} == {g.label for g in before.groups}
+    with pytest.raises(ConfigError, match=r"naming:broken' failed: ZeroDivisionError: division by zero"):
+        clusters.cluster(asked(desk, number=TOPICS, labeller="naming:broken"))
+    with pytest.raises(ConfigError, match="1 names for 6 topics: wanted one for each"):
+        clusters.cluster(asked(desk, number=TOPICS, labeller="naming:short"))
+
+
+def test_too_few_rows_for_a_density_are_one_line(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path, metadata=["topic"])
+    desk.write("a.jsonl", corpus(1, 3))
+    desk.embed()
+    with pytest.raises(QueryError, match="'density': 3 passages are too few to tell where they lie dense, wanted 20"):
+        clusters.cluster(asked(desk, method="density"))
+
+
+def test_equal_texts_are_one_cluster_however_many_are_asked_for(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path, metadata=["topic"])
+    desk.write("a.jsonl", [{"id": f"d{i}", "text": words(100 + i % 3), "topic": None} for i in range(30)])
+    desk.embed()
+    for _ in range(2):
+        done = clusters.cluster(asked(desk, number=10))
+        assert (done.clusters, [g.rows for g in done.groups]) == (3, [10, 10, 10])
 
 
 def test_what_cannot_be_grouped_is_one_line(desk: Desk) -> None:

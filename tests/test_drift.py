@@ -67,7 +67,7 @@ def test_a_topic_that_comes_is_an_alarm_and_so_is_one_that_goes(desk_for: Callab
     found = compared(desk, number=TOPICS + 1)
     assert found.alarm
     assert found.strangers.alarm
-    assert found.strangers.share == pytest.approx(30 / 630, abs=0.03)
+    assert found.strangers.share == pytest.approx(30 / 630, abs=0.01)
     assert [(topic.before, topic.now, topic.shift) for topic in found.topics if topic.state == "new"] == [(0, 30, None)]
     assert found.topics[0].state == "new"
     assert {document.doc_id.partition("-")[0] for document in found.strangest} == {f"t{TOPICS}"}
@@ -82,6 +82,9 @@ def test_a_topic_that_comes_is_an_alarm_and_so_is_one_that_goes(desk_for: Callab
     both = compared(desk, first, TOPICS + 1)
     assert (both.new, both.gone, both.stayed) == (30, 100, 500)
     assert compared(desk, str(both.since), TOPICS + 1).flat() == both.flat(), "by its run or by its number"
+    between = drift(load(desk.config_path, {"cluster.number": TOPICS + 1}), first, until=came.run_id)
+    assert (between.table_version, between.new, between.gone) == (came.table_version, 30, 0)
+    assert drift(load(desk.config_path, {"cluster.number": TOPICS + 1}), until=came.run_id).flat() == between.flat()
 
 
 def test_edits_are_no_alarm_however_many(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
@@ -107,6 +110,8 @@ def test_what_cannot_be_compared_is_one_line(desk: Desk, desk_for: Callable[...,
         drift(other.config, "1")
     with pytest.raises(StoreError, match="has no version 99: 'latent status' lists those that are kept"):
         drift(other.config, "99")
+    with pytest.raises(StoreError, match="has no version 98"):
+        drift(other.config, "2", until="98")
     with pytest.raises(QueryError, match="no run 'yesterday'"):
         drift(other.config, "yesterday")
 
@@ -144,6 +149,16 @@ def test_false_alarms_are_as_rare_as_said_and_one_in_twenty_is_found() -> None:
     assert alarms <= 3, "one in a thousand comparisons, of 500"
     foreign = np.concatenate([chance.gamma(3, 0.1, 380), np.full(20, 2.0)])
     assert tests.strangers(foreign, chance.gamma(3, 0.1, 2000), 1.0).alarm
+
+
+def test_strangers_are_counted_however_many_of_those_that_came_they_are() -> None:
+    chance = np.random.default_rng(0)
+    before = chance.gamma(3, 0.1, 5000)
+    for foreign in (50, 500, 1000):
+        came = np.concatenate([chance.gamma(3, 0.1, 1000 - foreign), np.full(foreign, 2.0)])
+        found = tests.strangers(came, before, 1000 / 21_000)
+        assert found.share == pytest.approx(foreign / 21_000, abs=0.001)
+    assert found.alarm, "a thousand foreign documents join twenty thousand"
 
 
 def test_topics_that_shift_are_found_and_small_ones_are_put_together() -> None:

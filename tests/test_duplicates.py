@@ -126,6 +126,20 @@ def test_what_others_say_is_left_out_and_comes_back_when_they_change(desk: Desk)
     assert desk.side("quarantine") == []
 
 
+def test_who_is_left_out_is_as_similar_as_the_config_says_whatever_was_tried(desk: Desk) -> None:
+    tried = found(desk, 0.6)
+    config = desk.config_path.read_text()
+    desk.config_path.write_text(config.replace("[source]", "[source]\nskip_near_duplicates = true"))
+    report = desk.embed()
+    assert 0 < report.documents.quarantined < tried.documents
+    assert all(float(row["reason"].split()[1]) >= 0.95 for row in desk.side("quarantine"))
+    found(desk, 0.999)
+    desk.embed()
+    assert all(float(row["reason"].split()[1]) >= 0.999 for row in desk.side("quarantine"))
+    found(desk)
+    assert all(row["similarity"] >= 0.95 for row in rows(desk, "spared"))
+
+
 def test_nothing_alike_is_an_answer_too(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
     desk = desk_for(tmp_path)
     desk.write("a.jsonl", [{"id": str(i), "text": words(*range(100 + 12 * i, 112 + 12 * i))} for i in range(8)])
@@ -143,6 +157,7 @@ def test_the_command_tells_people_and_programs(desk: Desk) -> None:
     command = [LATENT, "duplicates", "--config", desk.config_path]
     told = subprocess.run([*command, "--similarity", "0.9"], capture_output=True, text=True, check=True).stdout
     assert "3 groups of near-duplicates (cosine 0.9 or more)" in told
+    assert "100.0% of such pairs were compared, as seen on " in told
     result = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
     assert (result["groups"], result["droppable"], result["duplicates_table"]) == (3, 4, "docs_duplicates")
     assert result["outliers_table"] == "docs_outliers"
@@ -183,21 +198,23 @@ def test_each_row_that_goes_has_a_kept_one_and_no_two_kept_ones_are_alike(
 @given(st.integers(6, 60), st.integers(1, 6), st.floats(0.3, 0.9), st.integers(0, 99))
 def test_as_many_cells_are_looked_at_as_pairs_want(rows: int, cells: int, similarity: float, seed: int) -> None:
     vectors, of, _ = compared(rows, cells, 1, similarity, seed)
-    every = neighbours.pairs(vectors, np.arange(rows), similarity)
+    every = np.concatenate(list(neighbours.pairs(vectors, np.arange(rows), similarity)))
     assert {tuple(sorted(pair)) for pair in every.tolist()} == {
         (i, j) for i in range(rows) for j in range(i + 1, rows) if vectors[i] @ vectors[j] >= similarity
     }
-    looks, met = neighbours.looks_for(of, every)
-    assert met >= neighbours.FOUND
-    assert looks <= cells
-    if looks > 1 and len(every):
+    looks = neighbours.looks_for(of, [every])
+    assert looks.met >= neighbours.FOUND
+    assert looks.pairs == len(every)
+    assert min(cells, neighbours.FEWEST_LOOKS) <= looks.cells <= cells
+    if looks.cells > neighbours.FEWEST_LOOKS:
         home = of.nearest[:, 0]
-        short = [home[min(p)] in of.nearest[max(p), : looks - 1] for p in every.tolist()]
+        short = [home[min(p)] in of.nearest[max(p), : looks.cells - 1] for p in every.tolist()]
         assert np.mean(short) < neighbours.FOUND
 
 
 def test_a_large_cell_is_compared_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "AT_ONCE", 7)
+    monkeypatch.setattr(neighbours, "PIECE", 9)
     vectors, _, kin = compared(50, 1, 1, 0.9, 3)
     stands = np.flatnonzero(kin.kept == np.arange(50))
     assert (np.triu((vectors @ vectors.T)[np.ix_(stands, stands)], 1) < 0.9).all()

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Desk, words
+from conftest import Desk, HereAndNow, save_small_model, words
 
-from pipeline import open_table, run
+from pipeline import load, open_table, run
 from pipeline.errors import QueryError, SourceError
 from pipeline.evaluate import means, p_values, score
 from pipeline.judgments import read_judgments, read_queries
@@ -68,12 +68,28 @@ def test_judgments_and_queries_read_alike_from_every_kind_of_file(tmp_path: Path
     assert read_judgments(tmp_path / "numbers.parquet") == {"1": {"7": 1, "8": 0}}
 
 
+def test_ids_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    ids = ["0007", "2024-01-01", "null", "1e3", "true"]
+    for name, between in (("j.csv", ","), ("j.tsv", "\t")):
+        lines = (between.join([i, i, "1.0"]) for i in ids)
+        (tmp_path / name).write_text("\n".join([between.join(["qid", "docid", "rel"]), *lines]))
+        assert read_judgments(tmp_path / name) == {i: {i: 1} for i in ids}, name
+    (tmp_path / "q.csv").write_text("id,text\n0007,null\n2024-01-01,12\n")
+    assert read_queries(tmp_path / "q.csv") == {"0007": "null", "2024-01-01": "12"}
+    rows = [{"_id": i, "text": "2024-01-01\u2028"} for i in ids] + [{"_id": 7, "text": "of a number"}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert read_queries(tmp_path / "q.jsonl") == dict.fromkeys(ids, "2024-01-01\u2028") | {"7": "of a number"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "read", "told"),
     [
         ("j.csv", "a,b\n1,2\n", read_judgments, "has columns a, b, wanted one of query_id"),
         ("j.csv", "qid,docid,rel\n1,2,much\n", read_judgments, "relevance 'much' of query 1, wanted a whole number"),
+        ("j.csv", "qid,docid,rel\n1,2,0.5\n", read_judgments, "relevance '0.5' of query 1, wanted a whole number"),
+        ("j.jsonl", '{"qid": 1, "docid": 2, "rel": 0.5}', read_judgments, "relevance '0.5' of query 1, wanted a whole number"),
         ("j.jsonl", "{nonsense", read_judgments, "cannot be read"),
+        ("j.jsonl", "[1, 2]", read_judgments, "cannot be read: a line is no JSON object"),
         ("j.doc", "x", read_judgments, "of unknown kind"),
         ("q.csv", "id,text\n1,a\n1,b\n", read_queries, "1 of 2 queries are empty or have an id that stands twice"),
         ("q.csv", "id,text\n1,\n", read_queries, "1 of 1 queries are empty"),
@@ -129,6 +145,16 @@ def test_ways_have_names() -> None:
     assert way("hybrid+rerank") == {"mode": "hybrid", "rerank": True}
     assert way("exact") == {"exact": True}
     assert way("docs2") is None
+
+
+def test_a_table_of_another_model_is_compared_with(desk: Desk, tmp_path: Path) -> None:
+    other = save_small_model(tmp_path / "other", dim=32, seed=3)
+    run.embed(load(desk.config_path, {"table.name": "rival", "model.name": str(other)}), engine=HereAndNow)
+    done = latent(desk, "--self", "--against", "rival", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["against"]["queries"] == told["queries"]
+    assert told["against"]["recall@10"] > 0.9
 
 
 def latent(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,6 @@ from conftest import Desk, words
 from pipeline.config import load
 from pipeline.schema import Progress
 from pipeline.space.analysis import analyze
-from pipeline.space.duplicates import duplicates
 from pipeline.store import Lease
 from pipeline.survey import scene
 
@@ -238,7 +237,7 @@ def test_what_was_not_started_in_time_is_left_to_the_next_night(served: Served) 
 def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_changed(served: Served) -> None:
     deployment = served.deployments()["analyze"]
     assert deployment["schedules"][0]["schedule"]["cron"] == "0 5 * * 0"
-    duplicates(served.desk.config)  # the last time
+    analyze(served.desk.config)  # the last time
     served.desk.write("grown.jsonl", [{"id": f"more{i}", "text": words(300 + i)} for i in range(30)])
     served.desk.embed()
     ended = served.wait_for(served.start("analyze"))
@@ -247,8 +246,8 @@ def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_chang
     assert "30 documents new, 0 changed, 0 gone" in told
     assert "groups of near-duplicates" in told
     folder = served.desk.folder / "data/analysis"
-    names = sorted(file.name.partition("-")[2].partition("-")[2] for file in folder.iterdir())
-    assert names == ["changes.html", "map.png"]
+    names = {file.name.partition("-")[2].partition("-")[2] for file in folder.iterdir()}
+    assert names == {"changes.html", "map.png"}
     assert analyze(served.desk.config) is None, "no row changed since"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +122,16 @@ def test_without_a_backfill_nothing_is_left(archive: Desk) -> None:
     with Backfill(survey.store_of(archive.config), "backfill"):
         assert archive.embed().files_left == 6
     assert archive.embed().documents.added == 300, "a backfill that ended, or died, hides nothing"
+
+
+def test_a_backfill_that_was_killed_hides_nothing(archive: Desk) -> None:
+    place = survey.store_of(archive.config)
+    stays = f"import time; from pipeline.store import Backfill, Store\nwith Backfill(Store({place.uri!r}, {place.name!r}), 'killed'): print('here', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", stays], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        assert run.plan(archive.config).files_left == 6
+        process.kill()
+    assert archive.embed().documents.added == 300
 
 
 def test_a_second_backfill_is_refused(archive: Desk) -> None:

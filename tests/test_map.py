@@ -22,8 +22,10 @@ from urllib.request import urlopen
 
 import matplotlib.image
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import Desk
+from conftest import Desk, words
 from test_cluster import TOPICS, corpus
 
 from pipeline.cli import main
@@ -91,6 +93,43 @@ def test_a_picture_has_a_colour_and_a_name_for_each_topic(drawn: maps.Map, tmp_p
     assert (tmp_path / "map.svg").read_text().startswith("<?xml")
     with pytest.raises(ConfigError, match="wanted a name that ends in"):
         maps.save_picture(drawn, tmp_path / "map.bmp", "docs")
+
+
+def test_twenty_clusters_have_twenty_colours() -> None:
+    assert len(set(maps.COLOURS)) == len(maps.COLOURS) >= 20
+
+
+def test_a_picture_that_cannot_be_written_is_one_line_before_the_work(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, file, wanted in (("map", "no/m.png", "there is no folder"), ("compress", "c.txt", "wanted a name that ends in")):
+        monkeypatch.setattr(sys, "argv", ["latent", command, "--picture", str(tmp_path / file), "--config", str(desk.config_path)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 1
+        assert wanted in told[0]
+
+
+def test_the_page_has_columns_of_the_documents_beside_its_own(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    named = ("topic", "X", "x_", "neighbours")
+    desk = desk_for(tmp_path, metadata=list(named))
+    desk.write("a.jsonl", [{"id": f"d{i}", "text": words(100 + i)} | {name: f"{name} of d{i}" for name in named} for i in range(4)])
+    desk.embed()
+    place = np.arange(4, dtype=np.float32)
+    like = {"neighbours": [[1], [0], [3], [2]], "distances": [[0.1]] * 4}
+    rows = pa.table(
+        {"chunk_id": desk.table()["chunk_id"], "x": place, "y": place, "cluster_id": [0] * 4, "topic": ["all"] * 4} | like
+    )
+    drawn = maps.Map(int(store_of(desk.config).opened().version), "docs_map", rows, [(0.0, 0.0, "all", 0)])
+    maps.save_page(desk.config, drawn, tmp_path / "page")
+    told = pq.read_table(next((tmp_path / "page").rglob("*.parquet")))
+    assert [f"{name} of {doc}" for doc in told["doc_id"].to_pylist() for name in named] == [
+        value for row in told.to_pylist() for value in (row[name] for name in named)
+    ]
+    assert (told["topic_"].to_pylist(), told["x__"].to_pylist(), told["y"].to_pylist()) == (["all"] * 4, [0, 1, 2, 3], [0, 1, 2, 3])
+    assert told["neighbours_"].to_pylist()[2]["ids"] == [3]
 
 
 def test_a_table_too_small_for_a_map_is_one_line(desk_for: Callable[..., Desk], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -171,6 +172,46 @@ def test_the_way_back(desk: Desk, models: dict[str, Path]) -> None:
     assert np.array(next(iter(desk.vectors().values()))).shape == (32,)
 
 
+def test_a_candidate_that_was_not_switched_to_gives_way_to_another(desk: Desk, models: dict[str, Path]) -> None:
+    assert moved(desk, models["same"]).table_version is None
+    done = moved(desk, models["longer"], switch=True)
+    assert done.table_version
+    assert desk.vectors().keys() == desk.rows().keys()
+    assert next(iter(desk.vectors().values())).shape == (32,)
+
+
+def test_searches_by_words_go_on_where_it_was_killed_between_switch_and_indexes(
+    desk: Desk, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(config: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as then:
+        then.setattr(run, "update_indexes", lambda config: dies(config) if config.table.name == "docs" else None)
+        with pytest.raises(RuntimeError, match="killed"):
+            moved(desk, models["longer"], switch=True)
+    table = open_table(desk.config_path)  # opened anew, with no index of words yet
+    assert not table.place.opened().describe_indices()
+    for mode in ("text", "hybrid"):
+        assert table.search(QUERIES[0], 5, mode=mode)[0].doc_id, mode
+        assert table.search(QUERIES[0], 5, "n > 20", mode=mode)[0].doc_id, mode
+    with pytest.raises(QueryError, match="already"):
+        moved(desk, models["longer"])
+    assert [index.kind for index in store.indexes(store_of(desk.config))] == ["FTS"]
+
+
+def test_models_are_compared_by_meaning_where_searches_are_by_words(
+    desk_for: Callable[..., Desk], models: dict[str, Path], tmp_path: Path
+) -> None:
+    desk = desk_for(tmp_path / "wordy", more='[search]\nmode = "text"\n')
+    desk.write("a.jsonl", [{"id": f"d{i}", "text": words(i, i + 1)} for i in range(20, 60)])
+    desk.embed()
+    run.maintain(desk.config)
+    judged = {"q": words(30, 31)}, {"q": {"d40": 1}}  # nothing that these words stand in
+    done = moved(desk, models["longer"], judged=judged)
+    assert done.before.means["recall@100"] == done.after.means["recall@100"] == 1.0  # by meaning every document is found
+
+
 def test_who_never_had_such_a_model_is_refused(desk: Desk, models: dict[str, Path]) -> None:
     moved(desk, models["longer"], switch=True)
     with pytest.raises(SpecMismatch, match=r"holds vectors of .*'latent migrate'"):
@@ -182,6 +223,14 @@ def test_no_switch_while_another_run_writes(desk: Desk, models: dict[str, Path])
     with store.Lease(scene(desk.config).store, "other"), pytest.raises(TableBusy):
         moved(desk, models["same"], switch=True)
     assert len(answers(open_table(desk.config_path))) == len(QUERIES)
+
+
+def test_a_model_in_a_relative_folder_is_meant_from_where_the_config_lies(desk: Desk, small_model: Path, tmp_path: Path) -> None:
+    (desk.folder / "here").symlink_to(small_model)
+    command = [LATENT, "migrate", "--model", "./here", "--config", str(desk.config_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(f"has vectors of {desk.folder / 'here'}.* already: name another model", done.stderr)
 
 
 def test_the_command_tells_both(desk: Desk, models: dict[str, Path]) -> None:

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
+from conftest import Desk
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from pipeline import open_table
 from pipeline.errors import ModelError
 from pipeline.model import PUBLISHED, resolve, tokenizer_file
 
@@ -242,3 +245,23 @@ def test_a_model_that_is_nowhere_is_refused_in_one_line(tmp_path, monkeypatch, n
     message = refusal(name)
     assert said in message
     assert "[model] name" in message or "pip install" in message
+
+
+@pytest.mark.parametrize(
+    ("prompts", "wanted"),
+    [({"query": "w7 "}, "w7 "), ({"query": "w7 ", "document": ""}, "w7 "), ({"query": "w7 ", "passage": "w8 "}, ""), ({}, "")],
+)
+def test_a_model_that_asks_for_something_before_queries_alone_gets_it(
+    small_model: Path, desk_for: Callable[..., Desk], tmp_path: Path, prompts: dict[str, str], wanted: str
+) -> None:
+    folder = Path(shutil.copytree(small_model, tmp_path / "asking"))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    assert resolve(str(folder)).query_prompt == wanted
+    desk = desk_for(tmp_path / "desk", model=str(folder))
+    desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
+    desk.embed()
+    own, told, other = (
+        open_table(desk.config_path, {"model.query_prompt": given}).encode_queries(["w1"]) for given in ("", wanted, "w9 ")
+    )
+    assert np.array_equal(own, told)
+    assert not np.array_equal(own, other)

@@ -110,6 +110,23 @@ def test_context_reads_on_in_the_document(table: Table, desk: Desk) -> None:
     assert table.search(words(70, 71), k=1)[0].flat().keys() == {"rank", "doc_id", "chunk_id", "score", "text", "n"}
 
 
+def test_metadata_may_be_called_as_what_a_hit_tells_of_itself(
+    desk_for: Callable[..., Desk], tmp_path: Path, cross_encoder: Path
+) -> None:
+    given = {"score": 0.5, "rank": 7, "before": "then", "after": "next"}
+    desk = desk_for(tmp_path / "named", metadata=list(given), more=f'[search]\nreranker = "{cross_encoder}"\n')
+    desk.write("a.jsonl", [{"id": f"d{i}", "text": words(i, i + 1), **given} for i in range(20, 40)])
+    desk.embed()
+    run.maintain(desk.config)
+    table = open_table(desk.config_path)
+    for how in (How(), How(mode="text"), How(mode="hybrid"), How(rerank=True), How(diversity=0.5)):
+        hit = table.search(words(25), k=2, where="score = 0.5 AND rank = 7", **how)[0]
+        assert dict(hit.metadata) == given, how
+        told = hit.flat()
+        assert (told["rank"], told["score"]) == (1, hit.score)
+        assert told.keys() == {"rank", "doc_id", "chunk_id", "score", "text"}
+
+
 def test_the_cross_encoder_orders_the_candidates(table: Table, cross_encoder: Path) -> None:
     query = words(25, 26)
     candidates = [hit.text for hit in table.search(query, k=7)]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
+import lancedb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, save_small_model, words
 
 from pipeline import open_table, run, store
+from pipeline.cli.show import looking
 from pipeline.errors import QueryError, StoreError
+from pipeline.store.tuning import SAME, draw
 from pipeline.survey import store_of
 
 
@@ -59,10 +64,28 @@ def test_maintain_tunes_an_index_for_the_stated_recall_and_searches_use_it(large
     assert shared_with_exact(large) >= 9
 
 
+def test_a_plain_client_that_looks_as_far_as_status_tells_has_the_recall(large: Desk) -> None:
+    tuning, trial = kept(large), draw(store_of(large.config).opened())
+    plain = lancedb.connect(large.folder / "data/lancedb").open_table("docs")
+    near = 0
+    for query, tenth in zip(trial.queries, trial.tenth, strict=True):
+        asked = plain.search(query).distance_type("cosine").nprobes(tuning.nprobes).refine_factor(tuning.refine_factor)
+        found = asked.select(["chunk_id", "_distance"]).limit(11).to_arrow()["_distance"].to_numpy()
+        near += min(int((1 - found >= tenth - SAME).sum()) - 1, 10)  # itself not counted
+    assert near / len(trial.queries) / 10 >= tuning.wanted
+
+
 def test_recall_is_held_under_a_filter_that_many_or_few_rows_meet(large: Desk) -> None:
     assert kept(large).filtered >= 0.95
     for where in ("kind = 'odd'", "n % 100 = 3", "n < 40"):
         assert shared_with_exact(large, where) >= 9
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"), [(320_000, "0.970, exact under a filter"), (320_001, "0.980 under a filter that a sixteenth")]
+)
+def test_status_tells_a_recall_under_a_filter_only_where_the_index_was_asked(rows: int, told: str) -> None:
+    assert told in looking(store.Tuning(0.95, 20, 5, 0.97, 0.98, 3.0, 9.0, rows, 1, rows))
 
 
 def test_another_recall_is_tuned_for_without_training_the_index_anew(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +130,18 @@ def test_new_rows_are_found_at_once_and_folded_in_without_training_or_measuring(
     assert kept(large) == before
     assert files <= index_files(large)
     assert table.search(words(1, 2, 3), k=1)[0].doc_id == "new"
+
+
+def test_many_filters_at_once_from_many_threads(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.store.reading.PLANS_KEPT", 2)
+    table, before = open_table(large.config_path), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda i: table.search(words(40), k=1, where=f"n = {i % 20}", mode="vector"), range(200)))
+    finally:
+        sys.setswitchinterval(before)
+    assert [hits[0].metadata["n"] for hits in found] == [i % 20 for i in range(200)]
 
 
 def test_columns_are_indexed_where_that_helps_a_condition(large: Desk) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import Desk, words
+from fastapi.testclient import TestClient
 
-from pipeline import open_table, run
+from pipeline import Hit, Table, open_table, run
+from pipeline.service import service
 
 LATENT = Path(sys.executable).with_name("latent")
 
@@ -86,6 +88,50 @@ def test_what_cannot_be_answered_is_refused_in_a_line(client: httpx.Client, aske
     assert "Traceback" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ('{"query": "\\ud800"}', "valid string"),
+        ('{"query": "w1", "where": {"n": "\\ud800"}}', "where n"),
+        ('{"query": "w1", "where": {"\\ud800": 1}}', "surrogates not allowed"),
+        ('{"query": "w1", "\\ud800": 1}', "valid string"),
+        ('{"query": "w1", "diversity": NaN}', "less than or equal to 1"),
+        ('{"query": "w1", "k": 1e400}', "finite number"),
+        ('{"query": "w1", ', "JSON decode error"),
+    ],
+)
+def test_what_is_no_proper_json_is_refused_too(client: httpx.Client, body: str, told: str) -> None:
+    answer = client.post("/search", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert told in str(answer.json()["detail"])
+
+
+@pytest.mark.parametrize("length", ["many", "-1", "9" * 5000])
+def test_a_length_that_is_no_number_is_refused(desk: Desk, length: str) -> None:
+    with TestClient(service(open_table(desk.config_path))) as asking:
+        assert asking.post("/search", content=b"{}", headers={"content-length": length}).status_code in {400, 413}
+
+
+def test_what_fails_on_our_side_counts_as_failed(desk: Desk) -> None:
+    class Failing(Table):
+        def search(self, *_: object, **__: object) -> list[Hit]:
+            raise RuntimeError("a library's")
+
+    with TestClient(service(Failing(desk.config)), raise_server_exceptions=False) as asking:
+        assert asking.post("/search", json={"query": "w1"}).status_code == 500
+        assert 'latent_searches_total{mode="default",status="500"}' in asking.get("/metrics").text
+
+
+def test_a_store_that_cannot_be_reached_is_told_as_503(desk: Desk) -> None:
+    with TestClient(service(open_table(desk.config_path))) as asking:
+        (desk.folder / "data").rename(desk.folder / "away")
+        found = [asking.get(path) for path in ("/healthz", "/metrics")] + [asking.post("/search", json={"query": "w1"})]
+        (desk.folder / "away").rename(desk.folder / "data")
+        assert [answer.status_code for answer in found] == [503] * 3
+        assert "cannot be opened" in found[0].json()["detail"]
+        assert asking.get("/healthz").json()["ok"]
+
+
 def test_a_body_of_unannounced_length_is_limited_too(client: httpx.Client) -> None:
     answer = client.post("/search", content=(b"x" * 10_000 for _ in range(20)), headers={"content-type": "application/json"})
     assert answer.status_code == 413
@@ -111,7 +157,8 @@ def test_beyond_loopback_a_token_is_wanted(desk: Desk) -> None:
             for path in ("/search", "/metrics"):
                 answer = client.request("POST" if path == "/search" else "GET", path, json={"query": "w1"}, headers=headers)
                 assert answer.status_code == 401, path
-        assert client.get("/healthz", headers={"Authorization": ""}).status_code == 200
+        for path in ("/healthz", "/docs", "/openapi.json"):  # tell nothing of what the table holds
+            assert client.get(path, headers={"Authorization": ""}).status_code == 200, path
 
 
 def test_a_port_that_is_taken_is_one_line(desk: Desk, client: httpx.Client) -> None:

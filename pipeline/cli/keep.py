@@ -102,7 +102,8 @@ def run(
         else:
             work = use_case.backfill if backfill else use_case.embed
             report = work(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty, sample=sample)
-    if maintain and (report.documents.added or report.documents.changed or report.documents.deleted):
+    changed = report.documents.added or report.documents.changed or report.documents.deleted
+    if maintain and (changed or use_case.searches_lag(settings)):
         try:
             use_case.maintain(settings)
         except PipelineError as error:  # the next run, or another that is under way, does it

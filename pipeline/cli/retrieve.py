@@ -95,14 +95,15 @@ def evaluate(
     Example: latent evaluate --queries queries.parquet --qrels qrels.parquet --against hybrid
     """
     from pipeline.judgments import read_judgments, read_queries
-    from pipeline.search import How, open_table
+    from pipeline.search import How, Table, open_table
     from pipeline.search import evaluation as use_case
+    from pipeline.survey import suited
 
     if itself == (queries is not None) or (queries is None) != (qrels is None):
         raise typer.BadParameter("give --queries and --qrels, or --self")
     table = open_table(config, overrides)
     way = use_case.way(against) if against else None
-    rival = table if way is not None or not against else open_table(config, overrides | {"table.name": against})
+    rival = table if way is not None or not against else Table(suited(load(config, overrides | {"table.name": against})))
     asked, judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else use_case.known_items(table)
     done = use_case.evaluate(table, asked, judged, How(mode=mode, rerank=rerank, exact=exact))
     result = done.flat()
@@ -155,7 +156,7 @@ def migrate(
     settings = load(config, overrides)
     log_to_terminal(verbose=False)
     successor = {
-        "name": model,
+        "name": load(config, overrides | {"model.name": model}).model.name,  # a relative folder is meant from where the config lies
         "revision": revision,
         "sha256": "",
         "query_prompt": query_prompt,

@@ -19,7 +19,7 @@ from rich.table import Table as Grid
 
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.schema import Progress, Report
-from pipeline.store import Tuning
+from pipeline.store import FEW_ROWS, Tuning
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # what a document may hold would be a command to the terminal
 STAMP = "%Y-%m-%d %H:%M:%S"
@@ -94,8 +94,12 @@ def looking(tuning: Tuning | None) -> str:
         return "exact: the table is small"
     if not tuning.nprobes:
         return f"exact, {tuning.exact_milliseconds:.1f} ms: no index holds a recall of {tuning.wanted} faster"
+    few = f"exact under a filter that at most {FEW_ROWS} rows meet"
+    filtered = (
+        few if tuning.rows <= 16 * FEW_ROWS else f"{tuning.filtered:.3f} under a filter that a sixteenth of the rows meet, {few}"
+    )
     return (
-        f"recall@10 {tuning.recall:.3f}, under a filter {tuning.filtered:.3f}, in {tuning.milliseconds:.1f} ms (exact: {tuning.exact_milliseconds:.1f} ms), "
+        f"recall@10 {tuning.recall:.3f}, {filtered}, in {tuning.milliseconds:.1f} ms (exact: {tuning.exact_milliseconds:.1f} ms), "
         f"nprobes {tuning.nprobes}, refine_factor {tuning.refine_factor}"
     )
 

@@ -49,7 +49,7 @@ def cluster(
     topics = grid("id", "rows", "topic", "like")
     for each in done.groups:
         if each.level == 0:
-            topics.add_row(str(each.cluster_id), str(each.rows), each.label, each.titles[0])
+            topics.add_row(str(each.cluster_id), str(each.rows), each.label, next(iter(each.titles), ""))
     printed(done.flat(), as_json, "\n".join(line for line in lines if line), topics)
 
 
@@ -75,7 +75,9 @@ def duplicates(
     lines = [
         f"{done.rows} passages of version {done.table_version}: {done.groups} groups of near-duplicates (cosine {done.similarity} or more)",
         f"{done.droppable} passages may go, {done.equal} of them equal to another letter by letter; of {done.documents} documents every passage",
-        f"{done.pairs_met:.1%} of such pairs were compared",
+        f"{done.pairs_met:.1%} of such pairs were compared, as seen on {done.pairs_seen} pairs"
+        if done.pairs_seen
+        else "how many such pairs were compared is not known: an exact comparison of some passages met none",
         f"tables: {done.duplicates_table}, {done.outliers_table}",
     ]
     alike = grid("passages", "from", "kept", "may go")
@@ -94,6 +96,7 @@ def drift(
         str | None,
         typer.Option("--since", help="A version, or a run at the end of which it stood; left out: before the newest run."),
     ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Likewise; left out: the newest version.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write it as a page of one file, with maps; .html.")] = None,
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
@@ -107,7 +110,7 @@ def drift(
     settings = load(config, overrides)
     log_to_terminal(verbose=False)
     with progress() as on_progress:
-        done = use_case.drift(settings, since, on_progress)
+        done = use_case.drift(settings, since, on_progress, until=until)
         if report:
             from pipeline.space.changes import save_report
 
@@ -151,10 +154,12 @@ def compress(
     Example: latent compress --picture curve.png
     """
     from pipeline.judgments import read_judgments, read_queries
-    from pipeline.space import compression
+    from pipeline.space import compression, maps
 
     if (queries is None) != (qrels is None):
         raise typer.BadParameter("give --queries and --qrels together, or neither")
+    if picture:
+        maps.require_picture(picture)
     judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
     settings = load(config, overrides)
     log_to_terminal(verbose=False)
@@ -239,9 +244,11 @@ def map_(
 
     settings = load(config, overrides)
     log_to_terminal(verbose=False)
+    pictures = picture or ([] if html or show else [Path("map.png")])
+    for file in pictures:
+        maps.require_picture(file)
     with progress() as on_progress:
         drawn = maps.draw_map(settings, on_progress)
-    pictures = picture or ([] if html or show else [Path("map.png")])
     for file in pictures:
         maps.save_picture(drawn, file, maps.title_of(settings.table.name, drawn))
     folder = html or (Path(f"{settings.table.name}-map") if show else None)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.schema import OWN_COLUMNS
+from pipeline.schema import OWN_COLUMNS, SCORE
 
-NOT_METADATA = OWN_COLUMNS | {"score"}
+NOT_METADATA = OWN_COLUMNS | {SCORE}
+OWN_KEYS = frozenset(["rank", "score", "before", "after"])  # of a flat hit; a metadata column may be called so
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class Hit:
     after: str = ""
 
     def flat(self) -> dict[str, object]:
-        """The metadata columns beside the others, as `--json` prints it."""
+        """The metadata columns beside the others, as `--json` prints it. One that is called rank, score, before or after stands in `metadata` only:
+        these keys are always the hit's own.
+        """
         own = {"rank": self.rank, "doc_id": self.doc_id, "chunk_id": self.chunk_id, "score": self.score, "text": self.text}
         around = {name: text for name, text in (("before", self.before), ("after", self.after)) if text}
-        return own | around | dict(self.metadata)
+        return own | around | {name: value for name, value in self.metadata.items() if name not in OWN_KEYS}
 
 
 def hits(rows: pa.Table) -> list[Hit]:
@@ -41,7 +44,7 @@ def hits(rows: pa.Table) -> list[Hit]:
 
 def _hit(rank: int, row: dict[str, Any]) -> Hit:
     metadata = {name: value for name, value in row.items() if name not in NOT_METADATA}
-    return Hit(rank, row["doc_id"], row["chunk_id"], row["score"], row["text"], metadata)
+    return Hit(rank, row["doc_id"], row["chunk_id"], row[SCORE], row["text"], metadata)
 
 
 def places_around(found: list[Hit], passages: int) -> dict[str, set[int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from pipeline.schema import SCORE
+
 
 def first_of_each_document(rows: pa.Table) -> pa.Table:
     """Of each document the first row."""
@@ -21,7 +23,7 @@ def diverse(rows: pa.Table, vectors: np.ndarray, k: int, diversity: float) -> pa
     """
     if not rows.num_rows:
         return rows
-    scores = rows["score"].to_numpy()
+    scores = rows[SCORE].to_numpy()
     good = (scores - scores.min()) / (np.ptp(scores) or 1.0)
     chosen: list[int] = []
     likeness = np.zeros(rows.num_rows)

@@ -21,6 +21,7 @@ from pipeline.config import Config, Mode, load
 from pipeline.directions import combined
 from pipeline.encode import Encoder, Reranker
 from pipeline.errors import PipelineError, QueryError
+from pipeline.schema import SCORE
 from pipeline.search.adapters import langchain_retriever, llama_index_retriever
 from pipeline.search.hit import Hit, hits, places_around, with_context
 from pipeline.search.ranking import diverse, first_of_each_document
@@ -81,7 +82,7 @@ class Table:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._view = _view(config)
-        self._encoding = threading.Lock()
+        self._encoding, self._loading = threading.Lock(), threading.Lock()
         self._moving: Future[None] | None = None
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="migration")
 
@@ -94,6 +95,11 @@ class Table:
     def place(self) -> Store:
         """Where the table lies."""
         return self._newest().at.store
+
+    @property
+    def mode(self) -> Mode:
+        """How it is searched where a search does not say."""
+        return self._config.search.mode
 
     @property
     def candidates(self) -> int:
@@ -161,7 +167,7 @@ class Table:
         return [each for each in found if each is not None]
 
     def _encoded(self, view: _View, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        prompt = view.at.config.model.query_prompt
+        prompt = view.at.config.model.query_prompt or view.at.model.query_prompt
         with self._encoding:
             vectors = view.encoder.encode([prompt + query for query in queries])
         for query, vector in zip(queries, vectors, strict=True):
@@ -223,9 +229,11 @@ class Table:
             depth = max(depth, DIVERSE_OF * k)
         rows = self._found(reading, query, vector, depth, where, how)
         if how.get("rerank"):
-            scores = self._reranker.scores(query, rows["text"].to_pylist())
-            rows = rows.set_column(rows.column_names.index("score"), "score", pa.array(scores, pa.float64()))
-            rows = rows.sort_by([("score", "descending")])
+            with self._loading:
+                reranker = self._reranker
+            scores = reranker.scores(query, rows["text"].to_pylist())
+            rows = rows.set_column(rows.column_names.index(SCORE), SCORE, pa.array(scores, pa.float64()))
+            rows = rows.sort_by([(SCORE, "descending")])
         rows = diverse(rows, reading.vectors_of(rows), k, how["diversity"]) if how.get("diversity") else rows[:k]
         found = hits(rows)
         if how.get("context"):

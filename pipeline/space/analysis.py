@@ -1,4 +1,6 @@
-"""All of it, one after another, for whoever wants it each week: what changed since the last time, clusters, near-duplicates, a map. Where no row changed there is nothing to do."""
+"""All of it, one after another, for whoever wants it each week: what changed since the last time, clusters, near-duplicates, a map; all of one version. Where neither a row nor a
+setting changed there is nothing to do. What it was done for stands in the table `NAME_analysis`, written last: cut short, it is done again, against the same last time.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,19 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipeline import store
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, QueryError
 from pipeline.run import quiet
+from pipeline.schema import Progress
 from pipeline.space.changes import save_report
 from pipeline.space.clusters import Clustered, cluster
 from pipeline.space.drift import Drift, drift
 from pipeline.space.duplicates import Duplicates, duplicates
 from pipeline.space.maps import draw_map, save_picture, title_of
+from pipeline.store import Store
 from pipeline.survey import OnProgress, store_of
 
 log = logging.getLogger("pipeline")
@@ -25,7 +31,9 @@ class Analysis:
     """What was found."""
 
     table_version: int
-    changes: Drift | None  # since the last time; None: this is the first, or that version is kept no longer
+    changes: (
+        Drift | None
+    )  # since the last time; None: this is the first, no row changed, or that version is kept no longer or has vectors of another model
     clusters: Clustered
     duplicates: Duplicates
     files: list[Path]  # the change report, where there is a last time, and the map's picture; none without the extra `space`
@@ -38,20 +46,38 @@ def analyze(config: Config, on_progress: OnProgress = quiet) -> Analysis | None:
     """
     place = store_of(config)
     table = place.opened()
-    worked = store.read_derived(place, "duplicates")  # the last of it all
-    last = int(worked.told["table_version"]) if worked else None
-    if worked and last and store.same_rows(table, last, worked.told["rows"]):
+    version, rows = int(table.version), table.count_rows()
+    settings = {"cluster": config.cluster.model_dump(), "duplicates": config.duplicates.model_dump()}
+    last = store.read_derived(place, "analysis")
+    changed = last is None or not store.same_rows(table, last.told["table_version"], last.told["rows"])
+    if last and not changed and last.told["settings"] == settings:
         return None
-    changes = drift(config, str(last), on_progress) if last and place.open(version=last) is not None else None
-    clustered, alike = cluster(config, on_progress), duplicates(config, on_progress)
-    return Analysis(int(table.version), changes, clustered, alike, _drawn(config, changes, on_progress))
+    changes = _changes(config, place, last.told["table_version"], version, on_progress) if last and changed else None
+    clustered = cluster(config, on_progress, version=version)
+    alike = duplicates(config, on_progress, version=version)
+    files = _drawn(config, version, changes, on_progress)
+    told = {"table_version": version, "rows": rows, "settings": settings}
+    store.write_derived(place, "analysis", pa.table({"table_version": [version]}), told)
+    on_progress(Progress("done", rows, rows))
+    return Analysis(version, changes, clustered, alike, files)
 
 
-def _drawn(config: Config, changes: Drift | None, on_progress: OnProgress) -> list[Path]:
+def _changes(config: Config, place: Store, last: int, version: int, on_progress: OnProgress) -> Drift | None:
+    """Since the last time; None, and a warning, where the two cannot be compared."""
+    if place.open(version=last) is None:
+        return None
+    try:
+        return drift(config, str(last), on_progress, until=str(version))
+    except QueryError as error:
+        log.warning("no change report: %s", error)
+        return None
+
+
+def _drawn(config: Config, version: int, changes: Drift | None, on_progress: OnProgress) -> list[Path]:
     """The change report and the map's picture; none, and a warning, where what draws them is missing."""
     name, files = config.table.name, list[Path]()
     try:
-        drawn = draw_map(config, on_progress)
+        drawn = draw_map(config, on_progress, version=version)
         if changes is not None:
             files.append(Path(config.analyze.folder) / f"{name}-{changes.table_version}-changes.html")
             save_report(changes, name, files[-1])

@@ -15,9 +15,9 @@ from pipeline.drift import FALSE_ALARMS, MATTERS
 from pipeline.errors import ConfigError
 from pipeline.layout import LEAST, Plane
 from pipeline.space.drift import Drift
-from pipeline.space.maps import COLOURS, NOISE_COLOUR
+from pipeline.space.maps import HUES, NOISE_COLOUR
 
-LEGEND = len(COLOURS) - 1  # topics with a colour of their own: those that changed most
+LEGEND = len(HUES) - 1  # topics with a colour of their own: those that changed most
 TOPICS = 30  # told of
 SEED = 0
 
@@ -53,12 +53,12 @@ def _picture(drift: Drift) -> bytes:
         plane = Plane(both, SEED)
         then, today = np.split(plane.layout.points, [len(seen.before)])
         for axes, points, topics in ((before, then, seen.before_topics), (now, today, seen.now_topics)):
-            colours = [COLOURS[each] if each < LEGEND else NOISE_COLOUR for each in topics.tolist()]
+            colours = [HUES[each] if each < LEGEND else NOISE_COLOUR for each in topics.tolist()]
             axes.scatter(*points.T, s=np.clip(20_000 / len(points), 4, 25), c=colours, linewidths=0)
         if len(seen.came):
             now.scatter(*plane.place(seen.came).T, s=16, facecolors="none", edgecolors="black", linewidths=0.8, label="came")
         for place, topic in enumerate(drift.topics[:LEGEND]):
-            now.scatter([], [], color=COLOURS[place], label=topic.label)
+            now.scatter([], [], color=HUES[place], label=topic.label)
         figure.legend(loc="outside lower center", ncols=4, frameon=False, markerscale=1.5)
         middle, reach = (
             (plane.layout.points.max(0) + plane.layout.points.min(0)) / 2,

@@ -7,9 +7,12 @@ numbers: some 400 MB for a million rows.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice, pairwise, zip_longest
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +22,7 @@ from pipeline import cluster as groups
 from pipeline import store
 from pipeline.cluster import NOISE, Centres
 from pipeline.config import Config
-from pipeline.errors import ConfigError, QueryError
+from pipeline.errors import ConfigError, QueryError, one_line
 from pipeline.run import quiet
 from pipeline.schema import Progress
 from pipeline.store import Store, Worked
@@ -95,13 +98,15 @@ class _Of:
     digest: str  # of the model that made the vectors
 
 
-def cluster(config: Config, on_progress: OnProgress = quiet, *, fresh: bool = False, against: str | None = None) -> Clustered:
-    """Group the passages of the newest version as `[cluster]` says, and write who belongs where. `fresh`: nothing is taken over from before.
+def cluster(
+    config: Config, on_progress: OnProgress = quiet, *, fresh: bool = False, against: str | None = None, version: int | None = None
+) -> Clustered:
+    """Group the passages of a version, the newest by default, as `[cluster]` says, and write who belongs where. `fresh`: nothing is taken over from before.
     `against`: a metadata column of labels to compare with.
 
     Raises QueryError where there is too little to group or no such column, ConfigError where the labeller cannot be had, StoreError.
     """
-    of, labeller = _of(config, against, fresh=fresh), _labeller(config.cluster.labeller)
+    of, labeller = _of(config, version, against, fresh=fresh), _labeller(config.cluster.labeller)
     seed = config.cluster.seed
     on_progress(Progress("centres", 0, of.rows))
     places = store.drawn(of.place, of.version, SAMPLE, seed)
@@ -130,9 +135,9 @@ def cluster(config: Config, on_progress: OnProgress = quiet, *, fresh: bool = Fa
     )
 
 
-def _of(config: Config, against: str | None, *, fresh: bool) -> _Of:
+def _of(config: Config, version: int | None, against: str | None, *, fresh: bool) -> _Of:
     place = store_of(config)
-    table = place.opened()
+    table = place.opened(version)
     rows, wanted = table.count_rows(), config.cluster.number
     columns = [name for name in table.schema.names if name != "vector"]
     if against and against not in columns:
@@ -141,7 +146,7 @@ def _of(config: Config, against: str | None, *, fresh: bool) -> _Of:
         raise QueryError(
             f"{place.label} has {rows} passages: too few for {'clusters' if wanted == 'auto' else f'{wanted} clusters'}"
         )
-    spec = store.spec_of(place)
+    spec = store.spec_of(place, int(table.version))
     digest = spec.model_digest if spec else ""
     former = None if fresh else store.read_derived(place, "clusters")
     return _Of(
@@ -225,14 +230,15 @@ class _Numbers:
 
 
 def _groups(  # noqa: PLR0917
-    of: _Of, numbers: _Numbers, assigned: pa.Table, texts: list[str], found: np.ndarray, labeller: Labeller | None
+    of: _Of, numbers: _Numbers, assigned: pa.Table, texts: list[str], found: np.ndarray, labeller: Labeller
 ) -> list[Group]:
-    """All levels, the coarsest first; within one the largest first. `texts`, `found`: of the sample."""
-    known = {row["cluster_id"]: row["label"] for row in of.former.rows.to_pylist()} if of.former else {}
+    """All levels, the coarsest first; within one the largest first. `texts`, `found`: of the sample. Names are kept where the same labeller gave them."""
+    same = of.former is not None and of.former.told.get("labeller", "") == _told_of(of.config)
+    known = {row["cluster_id"]: row["label"] for row in of.former.rows.to_pylist()} if of.former and same else {}
     sizes = np.bincount(assigned["cluster_id"].to_numpy() + 1, minlength=len(numbers.ladder[0]) + 1)[1:]
     terms = groups.terms_of(texts, stop_words=of.config.index.language == "English")
     nearest = _nearest(of, assigned, len(sizes))
-    told: list[Group] = []
+    told, topics = list[Group](), list[Topic]()
     for level, group in enumerate(numbers.ladder):
         ids = numbers.of_level[level]
         words = groups.words_of(terms, np.where(found == NOISE, NOISE, group[found]), len(ids))
@@ -240,21 +246,22 @@ def _groups(  # noqa: PLR0917
             within = sorted(np.flatnonzero(group == each), key=lambda centre: -sizes[centre])
             in_turn = chain.from_iterable(zip_longest(*(nearest[centre].items() for centre in within)))
             like = dict(islice(filter(None, in_turn), EXEMPLARS))
-            topic = Topic(words[each], list(like.values()), int(sizes[within].sum()))
-            titles = [" ".join(text.split())[:TITLE_CHARS] for text in topic.exemplars]
-            label = known.get(number) or (labeller or _labels)([topic])[0]
+            topics.append(Topic(words[each], list(like.values()), int(sizes[within].sum())))
             told.append(
                 Group(
                     number,
                     level,
                     numbers.parent(level, int(within[0])),
-                    label,
+                    known.get(number, ""),
                     words[each][:WORDS_KEPT],
-                    topic.rows,
+                    topics[-1].rows,
                     list(like),
-                    titles,
+                    [" ".join(text.split())[:TITLE_CHARS] for text in like.values()],
                 )
             )
+    if unnamed := [place for place, each in enumerate(told) if not each.label]:
+        for place, label in zip(unnamed, labeller([topics[place] for place in unnamed]), strict=True):
+            told[place] = replace(told[place], label=label)
     return sorted(told, key=lambda each: (-each.level, -each.rows, each.cluster_id))
 
 
@@ -291,6 +298,7 @@ def _write(of: _Of, numbers: _Numbers, assigned: pa.Table, told: list[Group], ce
         "number": len(centres.at),
         "seed": settings.seed,
         "next_id": numbers.next_id,
+        "labeller": _told_of(of.config),
     }
     given = np.append(numbers.of_level[0], NOISE)  # the last one for noise
     ids = pa.array(given[assigned["cluster_id"].to_numpy()], pa.int32())
@@ -329,13 +337,33 @@ def _level(rows: pa.Table, level: int) -> pa.Table:
     return rows.filter(pc.equal(rows["level"], level)).sort_by("cluster_id")
 
 
-def _labeller(named: str) -> Labeller | None:
-    """The function that a config names. It gets Topics and gives a name for each."""
+def _told_of(config: Config) -> str:
+    """The labeller's name without its folder: moved elsewhere, it is the same one."""
+    return Path(config.cluster.labeller).name
+
+
+def _labeller(named: str) -> Labeller:
+    """The function that a config names; without one, words. It gets Topics and gives a name for each."""
     if not named:
-        return None
-    module, _, name = named.partition(":")
+        return _labels
+    path, _, name = named.rpartition(":")
+    folder, module = os.path.split(path)
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)  # as Python does for a script: it may import what lies beside it
     try:
         found: Labeller = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"[cluster] labeller = {named!r}: {error}: wanted module:function that can be imported") from None
-    return found
+    except Exception as error:  # noqa: BLE001  whatever somebody's own module raises
+        raise ConfigError(
+            f"[cluster] labeller = {named!r}: {one_line(str(error))}: wanted module:function that can be imported, beside the config file or installed"
+        ) from None
+
+    def asked(topics: Sequence[Topic]) -> list[str]:
+        try:
+            labels = [str(label) for label in found(topics)]
+        except Exception as error:
+            raise ConfigError(one_line(f"[cluster] labeller = {named!r} failed: {type(error).__name__}: {error}")) from error
+        if len(labels) != len(topics):
+            raise ConfigError(f"[cluster] labeller = {named!r}: {len(labels)} names for {len(topics)} topics: wanted one for each")
+        return labels
+
+    return asked

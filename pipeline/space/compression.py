@@ -22,7 +22,7 @@ from pipeline.judgments import Judgments, Queries
 from pipeline.run import quiet
 from pipeline.schema import Progress
 from pipeline.search import Table
-from pipeline.space.maps import COLOURS
+from pipeline.space.maps import COLOURS, require_picture
 from pipeline.store import RESCORED, Store
 from pipeline.survey import OnProgress, store_of
 
@@ -146,6 +146,7 @@ def save_curve(done: Compression, file: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("a picture needs matplotlib: run 'make space', or pip install 'latent[space]'") from None
+    require_picture(file)
     best: dict[int, Measured] = {}
     for each in done.codecs:
         best[each.bytes] = max(best.get(each.bytes, each), each, key=lambda one: one.ndcg_kept or one.recall)

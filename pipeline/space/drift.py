@@ -1,6 +1,6 @@
 """`latent drift`: what came, what went, and whether the table's meaning moved between two of its versions.
 
-Reads each version's vectors twice; memory holds some vectors of documents (30 MB), and of each document its key and its topic.
+Reads each version's vectors twice; memory holds some vectors of documents (30 MB), and of each document its key and its topic, of each row its document.
 """
 
 from __future__ import annotations
@@ -102,14 +102,15 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def drift(config: Config, since: str | None = None, on_progress: OnProgress = quiet) -> Drift:
-    """Compare the newest version with another one: `since` is its number, or a run, at the end of which it stood; None: as the run before the newest left it.
+def drift(config: Config, since: str | None = None, on_progress: OnProgress = quiet, *, until: str | None = None) -> Drift:
+    """Compare two versions, each given by its number or by a run, at the end of which it stood. `until`: None is the newest one. `since`: None is as the run before the one that made
+    that left it.
 
     Raises QueryError where there is nothing to compare with, StoreError where that version is kept no longer.
     """
     place = store_of(config)
-    now = int(place.opened().version)
-    before = version_of(place, since) if since else _before_newest_run(place)
+    now = version_of(place, until) if until else int(place.opened().version)
+    before = version_of(place, since) if since else _before_newest_run(place, now)
     _require_comparable(place, before, now)
     on_progress(Progress("centres"))
     samples = [store.rows_at(place, v, store.drawn(place, v, SAMPLED, SEED), ["chunk_id", "text", "vector"]) for v in (before, now)]
@@ -118,12 +119,13 @@ def drift(config: Config, since: str | None = None, on_progress: OnProgress = qu
     number = config.cluster.number
     k = groups.choose_number(vectors, SEED) if number == "auto" else min(number, len(vectors))
     centres = groups.kmeans(vectors, k, SEED)
-    keys_before, keys_now = _documents(place, before), _documents(place, now)
+    k = len(centres.at)
+    (keys_before, rows_before), (keys_now, rows_now) = _documents(place, before), _documents(place, now)
     came, went = _without(keys_now, keys_before), _without(keys_before, keys_now)
     chance = np.random.default_rng(SEED)
     reference, asked = _some(chance, np.arange(len(keys_before)), REFERENCE), _some(chance, came, TESTED)
-    then = _walk(place, before, centres, keys_before, reference, on_progress)
-    today = _walk(place, now, centres, keys_now, asked, on_progress)
+    then = _walk(place, before, centres, rows_before, reference, on_progress)
+    today = _walk(place, now, centres, rows_now, asked, on_progress)
 
     far, _ = tests.to_nearest(today.vectors, then.vectors)
     usual = _some(chance, np.arange(len(reference)), TESTED)
@@ -163,10 +165,10 @@ def drift(config: Config, since: str | None = None, on_progress: OnProgress = qu
     )
 
 
-def _before_newest_run(place: Store) -> int:
-    """The version that the newest run which changed rows began with."""
+def _before_newest_run(place: Store, until: int) -> int:
+    """The version that the newest run up to a version which changed rows began with."""
     for count in LOOKED_BACK:
-        made = [v for v in store.versions(place, count) if v.run_id]
+        made = [v for v in store.versions(place, count) if v.run_id and v.version <= until]
         for version in made:
             if version.run_id != made[0].run_id:
                 return version.version
@@ -174,9 +176,10 @@ def _before_newest_run(place: Store) -> int:
 
 
 def _require_comparable(place: Store, before: int, now: int) -> None:
-    then, today = place.open(version=before), place.opened(now)
-    if then is None:
-        raise StoreError(f"{place.label} has no version {before}: 'latent status' lists those that are kept")
+    then, today = place.open(version=before), place.open(version=now)
+    if then is None or today is None:
+        missing = before if then is None else now
+        raise StoreError(f"{place.label} has no version {missing}: 'latent status' lists those that are kept")
     if not then.count_rows() or not today.count_rows():
         raise QueryError(f"{place.label}: version {before if today.count_rows() else now} is empty: nothing to compare")
     was, is_now = store.spec_of(place, before), store.spec_of(place, now)
@@ -186,14 +189,14 @@ def _require_comparable(place: Store, before: int, now: int) -> None:
         )
 
 
-def _documents(place: Store, version: int) -> pa.Array:
-    """A key for each document as it is at a version: its id and its hash."""
-    parts = [_keys(batch) for batch in store.batches(place, version, ["doc_id", "doc_hash"])]
-    return pc.unique(pa.chunked_array(parts))
-
-
-def _keys(rows: pa.RecordBatch) -> pa.Array:
-    return pc.binary_join_element_wise(rows["doc_id"], rows["doc_hash"], "")
+def _documents(place: Store, version: int) -> tuple[pa.Array, np.ndarray]:
+    """A key for each document as it is at a version, its id and its hash; and for each row (n,) which one it is of."""
+    keys = (
+        pc.binary_join_element_wise(batch["doc_id"], batch["doc_hash"], "")
+        for batch in store.batches(place, version, ["doc_id", "doc_hash"])
+    )
+    coded = pa.chunked_array(list(keys)).dictionary_encode().unify_dictionaries().chunks
+    return coded[0].dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded])
 
 
 def _ids(keys: pa.Array) -> pa.Array:
@@ -220,19 +223,20 @@ class _Walked:
     vectors: np.ndarray  # (m, dim) of the documents asked for
 
 
-def _walk(place: Store, version: int, centres: Centres, keys: pa.Array, asked: np.ndarray, on_progress: OnProgress) -> _Walked:  # noqa: PLR0917
-    k, dim = centres.at.shape
+def _walk(place: Store, version: int, centres: Centres, of_row: np.ndarray, asked: np.ndarray, on_progress: OnProgress) -> _Walked:  # noqa: PLR0917
+    """`of_row`: the document of each row. `asked`: documents whose vectors are wanted."""
+    (k, dim), count, rows = centres.at.shape, int(of_row.max()) + 1, len(of_row)
     passages, middles = np.zeros(k, np.int64), np.zeros((k, dim), np.float64)
-    topic, first, sums = np.zeros(len(keys), np.int32), np.zeros(len(keys), np.int64), np.zeros((len(asked), dim), np.float32)
-    slot = np.full(len(keys), -1)
+    topic, first, sums = np.zeros(count, np.int32), np.zeros(count, np.int64), np.zeros((len(asked), dim), np.float32)
+    slot = np.full(count, -1)
     slot[asked] = np.arange(len(asked))
-    start, rows = 0, place.opened(version).count_rows()
-    for batch in store.batches(place, version, ["doc_id", "doc_hash", "chunk_index", "vector"]):
+    start = 0
+    for batch in store.batches(place, version, ["chunk_index", "vector"]):
         vectors = store.matrix(batch["vector"])
         found = groups.belong(vectors, centres).cluster
         passages += np.bincount(found, minlength=k)
         np.add.at(middles, found, vectors)
-        documents = pc.index_in(_keys(batch), value_set=keys).to_numpy()
+        documents = of_row[start : start + batch.num_rows]
         begins = np.flatnonzero(batch["chunk_index"].to_numpy() == 0)
         topic[documents[begins]], first[documents[begins]] = found[begins], start + begins
         wanted = np.flatnonzero(slot[documents] >= 0)

@@ -62,20 +62,21 @@ class Duplicates:
     droppable: int  # passages that a kept one stands for
     equal: int  # of these: the very same text
     documents: int  # all of whose passages may go
-    pairs_met: float  # share of the pairs so similar that was compared, as an exact comparison of some rows has it
+    pairs_met: float  # share of the pairs so similar that was compared, as an exact comparison of some rows has it, and
+    pairs_seen: int  # so many pairs that was seen on
     duplicates_table: str
     outliers_table: str
     largest: Sequence[Alike] = field(repr=False)
     strangest: Sequence[Stranger] = field(repr=False)
 
 
-def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
-    """Find the passages of the newest version that are as similar as `[duplicates] similarity` to one that is kept, and the strangest ones; write both tables.
+def duplicates(config: Config, on_progress: OnProgress = quiet, *, version: int | None = None) -> Duplicates:
+    """Find the passages of a version, the newest by default, that are as similar as `[duplicates] similarity` to one that is kept, and the strangest ones; write both tables.
 
     Raises QueryError where there are too few passages, StoreError.
     """
     place = store_of(config)
-    table = place.opened()
+    table = place.opened(version)
     version, count, similarity = int(table.version), table.count_rows(), config.duplicates.similarity
     if count <= neighbours.NEIGHBOURS:
         raise QueryError(f"{place.label} has {count} passages: too few to compare, wanted {neighbours.NEIGHBOURS + 1}")
@@ -86,8 +87,10 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
     with tempfile.TemporaryFile() as spill:
         vectors = _spilled(place, version, rows, spill)
         checked = np.random.default_rng(0).permutation(len(rows))[:CHECKED]
-        looks, met = neighbours.looks_for(cells, neighbours.pairs(vectors, checked, similarity))
-        found = neighbours.kin(vectors, cells, similarity, looks, lambda done: on_progress(Progress("compare", done, len(rows))))
+        looks = neighbours.looks_for(cells, neighbours.pairs(vectors, checked, similarity))
+        found = neighbours.kin(
+            vectors, cells, similarity, looks.cells, lambda done: on_progress(Progress("compare", done, len(rows)))
+        )
         strange = np.argsort(-found.far, kind="stable")[: TRIED * OUTLIERS]
         far, nearest = neighbours.far_from_all(vectors, strange)
     furthest = np.argsort(-far, kind="stable")[:OUTLIERS]
@@ -97,8 +100,8 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
     kept, likeness = kept[first], likeness[first]
     inside = _in_groups(kept, likeness)
     grouped = _grouped(place, version, inside, kept[inside] == inside, likeness[inside])
-    spared = _spared(place, version, grouped)
-    told = {"table_version": version, "rows": count, "similarity": similarity, "pairs_met": met}
+    spared = _spared(place, version, grouped, similarity)
+    told = {"table_version": version, "rows": count, "similarity": similarity, "pairs_met": looks.met, "pairs_seen": looks.pairs}
     store.write_derived(place, "spared", spared, told)
     store.write_derived(place, "duplicates", grouped.drop_columns(["doc_hash", "kept_doc_id", "kept_doc_hash"]), told)
     store.write_derived(place, "outliers", outliers, told)
@@ -111,7 +114,8 @@ def duplicates(config: Config, on_progress: OnProgress = quiet) -> Duplicates:
         droppable=dropped.num_rows,
         equal=count - len(rows),
         documents=int(pc.sum(pc.is_in(spared["doc_id"], value_set=dropped["doc_id"].combine_chunks())).as_py() or 0),
-        pairs_met=met,
+        pairs_met=looks.met,
+        pairs_seen=looks.pairs,
         duplicates_table=f"{place.name}_duplicates",
         outliers_table=f"{place.name}_outliers",
         largest=_largest(place, version, inside, grouped),
@@ -200,7 +204,7 @@ def _outliers(place: Store, version: int, strange: np.ndarray, far: np.ndarray, 
     return rows.add_column(2, "distance", pa.array(far, pa.float32())).add_column(3, "nearest_chunk_id", beside)
 
 
-def _spared(place: Store, version: int, grouped: pa.Table) -> pa.Table:
+def _spared(place: Store, version: int, grouped: pa.Table, similarity: float) -> pa.Table:
     """Documents of which every passage may go; and those that were found so before, are left out since, and whose like is still there."""
     documents = pa.Table.from_batches(list(store.batches(place, version, ["doc_id", "doc_hash"]))).group_by(["doc_id", "doc_hash"])
     passages = documents.aggregate([([], "count_all")])
@@ -213,16 +217,16 @@ def _spared(place: Store, version: int, grouped: pa.Table) -> pa.Table:
     rows = found.select(["doc_id", "doc_hash", "similarity_min", "kept_doc_id_list", "kept_doc_hash_list"]).rename_columns(
         SPARED.names
     )
-    before = store.read_derived(place, "spared")
+    before = store.spared_of(place, similarity)
     if before is None:
         return rows
     there = set(zip(passages["doc_id"].to_pylist(), passages["doc_hash"].to_pylist(), strict=True))
     there -= set(zip(rows["doc_id"].to_pylist(), rows["doc_hash"].to_pylist(), strict=True))
-    held = pc.is_in(before.rows["doc_id"], value_set=passages["doc_id"].combine_chunks())
+    held = pc.is_in(before["doc_id"], value_set=passages["doc_id"].combine_chunks())
     stays = [
         not known and there.issuperset(zip(ids, hashes, strict=True))
         for known, ids, hashes in zip(
-            *(each.to_pylist() for each in (held, before.rows["kept_ids"], before.rows["kept_hashes"])), strict=True
+            *(each.to_pylist() for each in (held, before["kept_ids"], before["kept_hashes"])), strict=True
         )
     ]
-    return pa.concat_tables([rows, before.rows.filter(pa.array(stays, pa.bool_())).replace_schema_metadata(None)])
+    return pa.concat_tables([rows, before.filter(pa.array(stays, pa.bool_()))])

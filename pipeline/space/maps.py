@@ -9,6 +9,7 @@ import functools
 import http.server
 import threading
 import webbrowser
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
@@ -31,8 +32,13 @@ from pipeline.survey import OnProgress, store_of
 FITTED = 100_000  # rows that the plane is fitted on, in some two minutes on one core; others are placed on it
 PAGE_CHARS = 2_000  # of a passage, on the page
 LABELS = 30  # on a picture
-# Okabe & Ito's colours, and lighter ones of the same hues: told apart by the colour-blind. https://jfly.uni-koeln.de/color/
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
+# After Okabe & Ito: told apart by the colour-blind. https://jfly.uni-koeln.de/color/
+HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
+COLOURS = (  # then each lighter, and darker, which the colour-blind see as well as others; after that from the beginning
+    *HUES,
+    *("#80B9D9", "#F3CF80", "#80CFB9", "#E6BCD3", "#ABDAF4", "#EAAF80", "#DCD480"),  # no lighter grey: noise has it
+    *("#00446B", "#8A5F00", "#005F45", "#7A4964", "#346C8C", "#803800", "#6E6500", "#4C4C4C"),
+)
 NOISE_COLOUR = "#D8D8D8"
 
 
@@ -46,19 +52,19 @@ class Map:
     regions: Sequence[tuple[float, float, str, int]] = field(repr=False)  # x, y, label, level: the middle of each cluster and group
 
 
-def draw_map(config: Config, on_progress: OnProgress = quiet) -> Map:
-    """Lay the newest version out on a plane, with its clusters, which are made first where there are none of it, and write the table `NAME_map`.
+def draw_map(config: Config, on_progress: OnProgress = quiet, *, version: int | None = None) -> Map:
+    """Lay a version, the newest by default, out on a plane, with its clusters, which are made first where there are none of it, and write the table `NAME_map`.
 
     Raises QueryError where there is too little to draw, ConfigError where umap-learn is missing.
     """
     place = store_of(config)
-    table = place.opened()
+    table = place.opened(version)
     version, count = int(table.version), table.count_rows()
     if count < LEAST:
         raise QueryError(f"{place.label} has {count} passages: too few for a map, wanted {LEAST}")
     worked = store.read_derived(place, "clusters")
     if worked is None or worked.told["table_version"] != version:
-        cluster(config, on_progress)
+        cluster(config, on_progress, version=version)
     on_progress(Progress("map", 0, count))
     seed = config.cluster.seed
     fitted = store.drawn(place, version, FITTED, seed)
@@ -121,6 +127,14 @@ def title_of(table: str, drawn: Map) -> str:
     return f"{table}, version {drawn.table_version}: {drawn.rows.num_rows:,} passages"
 
 
+def require_picture(file: Path) -> None:
+    """Raises ConfigError for a file that no picture can be written to: asked before the work, not after it."""
+    if file.suffix not in {".png", ".svg", ".pdf"}:
+        raise ConfigError(f"--picture {file}: wanted a name that ends in .png, .svg or .pdf")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--picture {file}: there is no folder {file.parent}: make it first")
+
+
 def save_picture(drawn: Map, file: Path, title: str) -> None:
     """The map as PNG, SVG or PDF, by the file's ending: a colour and a name for each cluster, the largest named first. Raises ConfigError."""
     try:
@@ -129,8 +143,7 @@ def save_picture(drawn: Map, file: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("a picture needs matplotlib and adjustText: run 'make space', or pip install 'latent[space]'") from None
-    if file.suffix not in {".png", ".svg", ".pdf"}:
-        raise ConfigError(f"--picture {file}: wanted a name that ends in .png, .svg or .pdf")
+    require_picture(file)
     ids, sizes = np.unique(drawn.rows["cluster_id"].to_numpy(), return_counts=True)
     colour = {int(each): COLOURS[place % len(COLOURS)] for place, each in enumerate(ids[np.argsort(-sizes)])} | {-1: NOISE_COLOUR}
     figure = Figure(figsize=(12, 12), layout="constrained")
@@ -140,9 +153,8 @@ def save_picture(drawn: Map, file: Path, title: str) -> None:
     axes.scatter(
         x, y, s=size, c=[colour[each] for each in drawn.rows["cluster_id"].to_pylist()], alpha=0.6, linewidths=0, rasterized=True
     )
-    named = sorted(
-        (r for r in drawn.regions if r[3] == 0), key=lambda r: -sum(1 for t in drawn.rows["topic"].to_pylist() if t == r[2])
-    )[:LABELS]
+    rows_of = Counter({each["values"]: each["counts"] for each in drawn.rows["topic"].value_counts().to_pylist()})
+    named = sorted((r for r in drawn.regions if r[3] == 0), key=lambda r: -rows_of[r[2]])[:LABELS]
     outline = [patheffects.withStroke(linewidth=3, foreground="white")]
     texts = [axes.text(rx, ry, label, fontsize=11, ha="center", va="center", path_effects=outline) for rx, ry, label, _ in named]
     axes.set_axis_off()
@@ -165,30 +177,38 @@ def save_page(config: Config, drawn: Map, folder: Path) -> None:
     place = store_of(config)
     names = place.opened(drawn.table_version).schema.names
     kept = ["doc_id", "text", *(name for name in names if name not in OWN_COLUMNS)]
+    row, topic, x, y, near_column = (_free(name, kept) for name in ("row", "topic", "x", "y", "neighbours"))
     rows = store.rows_at(place, drawn.table_version, np.arange(drawn.rows.num_rows), kept)
     told = pa.table(
         {
-            "row": np.arange(rows.num_rows),
+            row: np.arange(rows.num_rows),
             **{name: rows[name] for name in kept if name != "text"},
             "text": [text[:PAGE_CHARS] for text in rows["text"].to_pylist()],
-            "topic": drawn.rows["topic"],
-            "x": drawn.rows["x"],
-            "y": drawn.rows["y"],
+            topic: drawn.rows["topic"],
+            x: drawn.rows["x"],
+            y: drawn.rows["y"],
         }
     )
     if "neighbours" in drawn.rows.column_names:
         near = zip(drawn.rows["neighbours"].to_pylist(), drawn.rows["distances"].to_pylist(), strict=True)
-        told = told.append_column("neighbours", pa.array([{"ids": ids, "distances": far} for ids, far in near]))
+        told = told.append_column(near_column, pa.array([{"ids": ids, "distances": far} for ids, far in near]))
     top = max(level for *_, level in drawn.regions)  # the page counts from the coarsest, which it shows from afar
     labels = [{"x": x, "y": y, "content": label, "level": top - level, "priority": level} for x, y, label, level in drawn.regions]
-    near_column = "neighbours" if "neighbours" in told.column_names else None
-    props = make_embedding_atlas_props(row_id="row", x="x", y="y", text="text", labels=labels, neighbors=near_column)
-    drawn_as = {"x": "x", "y": "y", "text": "text", "neighbors": near_column, "category": "topic"}
-    props["defaultChartsConfig"] = {"embedding": {"data": drawn_as}, "exclude": ["row", "doc_id"]}
+    neighbours = near_column if near_column in told.column_names else None
+    props = make_embedding_atlas_props(row_id=row, x=x, y=y, text="text", labels=labels, neighbors=neighbours)
+    drawn_as = {"x": x, "y": y, "text": "text", "neighbors": neighbours, "category": topic}
+    props["defaultChartsConfig"] = {"embedding": {"data": drawn_as}, "exclude": [row, "doc_id"]}
     props["chartTheme"] = {scheme: {"categoryColors": COLOURS} for scheme in ("light", "dark")}
     with as_file(files("embedding_atlas") / "static") as static:
         source = DataSource(f"{place.name} {drawn.table_version}", told.to_pandas(), {"props": props})
         source.export_to_folder(str(static), str(folder))
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """A column's name that no column of the documents has, whatever the case: DuckDB, which reads them in the page, knows none."""
+    while name.casefold() in (each.casefold() for each in taken):
+        name += "_"
+    return name
 
 
 def show_page(folder: Path, on_ready: Callable[[str], None], port: int = 0) -> None:

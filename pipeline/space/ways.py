@@ -14,7 +14,7 @@ from pipeline.directions import combined, way
 from pipeline.errors import QueryError
 from pipeline.judgments import Analogy, read_analogies
 from pipeline.search import Hit, Table
-from pipeline.store import Condition
+from pipeline.store import Condition, Store
 
 ENCODED_AT_ONCE = 1024
 ASKED_AT_ONCE = 2048  # questions that are compared with some thousands of rows at a time
@@ -72,7 +72,7 @@ def analogies(table: Table, path: Path) -> Analogies:
     right: Counter[str] = Counter()
     for start in range(0, len(kept), ASKED_AT_ONCE):
         some = kept[start : start + ASKED_AT_ONCE]
-        answers = _answers(table, some, vectors)
+        answers = _answers(place, version, some, vectors)
         right.update(each.section for each, answer in zip(some, answers, strict=True) if answer in known[each.texts[3]])
     counts = Counter(each.section for each in kept)
     return Analogies(
@@ -84,7 +84,7 @@ def analogies(table: Table, path: Path) -> Analogies:
     )
 
 
-def _places(place: store.Store, version: int, wanted: set[str]) -> dict[str, set[int]]:
+def _places(place: Store, version: int, wanted: set[str]) -> dict[str, set[int]]:
     """Of each text, in lower case, the places in the table of the passages that are it."""
     found: dict[str, set[int]] = {}
     start = 0
@@ -101,14 +101,14 @@ def _vectors(table: Table, texts: list[str]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _answers(table: Table, questions: Sequence[Analogy], vectors: dict[str, np.ndarray]) -> list[int | None]:
+def _answers(place: Store, version: int, questions: Sequence[Analogy], vectors: dict[str, np.ndarray]) -> list[int | None]:
     """The place of the row that answers each question best, its own texts left out. Reads all vectors once."""
     towards = np.stack([_towards(*(vectors[text] for text in each.texts[:3])) for each in questions])
     best = np.full((len(questions), NEAREST), -np.inf, np.float32)
     at = np.full((len(questions), NEAREST), -1)
     texts: dict[int, str] = {}
     start = 0
-    for batch in store.batches(table.place, table.version, ["text", "vector"]):
+    for batch in store.batches(place, version, ["text", "vector"]):
         cosines = towards @ store.matrix(batch["vector"]).T
         both = np.concatenate([best, cosines], 1)
         places = np.concatenate([at, np.broadcast_to(start + np.arange(batch.num_rows), cosines.shape)], 1)

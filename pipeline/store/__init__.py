@@ -31,13 +31,14 @@ from pipeline.store.derived import (
     read_derived,
     rows_at,
     same_rows,
+    spared_of,
     write_codes,
     write_derived,
 )
 from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
-from pipeline.store.reading import RESCORED, Condition, Reading, Tuning, matrix, read_tuning
+from pipeline.store.reading import FEW_ROWS, RESCORED, Condition, Reading, Tuning, matrix, read_tuning
 from pipeline.store.tables import (
     Asking,
     Side,
@@ -56,6 +57,7 @@ from pipeline.store.tables import (
 )
 
 __all__ = [
+    "FEW_ROWS",
     "RESCORED",
     "Asking",
     "Backfill",
@@ -100,6 +102,7 @@ __all__ = [
     "rows_committed",
     "same_rows",
     "sole_writer",
+    "spared_of",
     "spec_of",
     "state_of",
     "switch",

@@ -51,6 +51,15 @@ def read_derived(store: Store, name: Derived) -> Worked | None:
         return Worked(table.to_table(), json.loads((table.schema.metadata or {}).get(TOLD_KEY, b"{}")))
 
 
+def spared_of(store: Store, similarity: float) -> pa.Table | None:
+    """The documents (SPARED) that `latent duplicates` found to say what others say, as far as they are so similar to those. None where it never looked."""
+    worked = read_derived(store, "spared")
+    if worked is None:
+        return None
+    enough = pc.greater_equal(worked.rows["similarity"], pa.scalar(similarity, pa.float32()))
+    return worked.rows.filter(enough).replace_schema_metadata(None)
+
+
 def same_rows(table: lance.LanceDataset, version: int, rows: int) -> bool:
     """Whether a version of the main table holds the same rows as an earlier one, which may be kept no longer, held: so many."""
     return int(table.count_rows()) == rows and not table.count_rows(f"_row_created_at_version > {version}")

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.schema import OWN_COLUMNS
-from pipeline.store.reading import INDEXED_FROM, TUNING_KEY, Reading, Tuning, connected, expression, read_tuning
+from pipeline.store.reading import INDEXED_FROM, TUNING_KEY, WORDS_KEY, Reading, Tuning, connected, expression, read_tuning
 from pipeline.store.tables import Store, lance_errors
 from pipeline.store.tuning import Trial, check, draw, tune
 
@@ -37,7 +37,6 @@ LOOKED_UP = ("doc_id", "chunk_hash")  # by runs, and for what stands around a hi
 SAMPLED = 10_000  # rows, to see what a column holds
 FEW_VALUES = 500  # among them: a bitmap
 LONG = 200  # characters: such texts are not filtered by their value
-WORDS_KEY = "latent.words"
 EVERY_PART = 1_000_000  # as nprobes: no index has as many
 QUERY_CHARS = 200
 TELLING = re.compile(r"[A-Za-z]{6,40}|\d\d")  # a text with one of these is more than stop words

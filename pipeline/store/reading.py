@@ -1,6 +1,6 @@
 """One version of the table, open for searches, through lancedb: vector, full text, both, and what stands around a passage.
 
-Every answer has a column `score`: higher is better, comparable within one mode. A filter is applied before the search, and planned before it is run.
+Every answer has a column SCORE: higher is better, comparable within one mode. A filter is applied before the search, and planned before it is run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import operator
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import QueryError, StoreError
-from pipeline.schema import Spec
+from pipeline.schema import SCORE, Spec
 from pipeline.store.derived import Codes, read_codes, same_rows
 from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
 
@@ -31,6 +32,7 @@ RESCORED = 50  # rows found by their codes that are ordered by their vectors, an
 RESCORED_OF = 5  # times as many as are asked for
 DEPTH = 100  # hits of each side that a hybrid search fuses
 TUNING_KEY = "latent.tuning"
+WORDS_KEY = "latent.words"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Tuning:
     nprobes: int  # parts of the index; 0: searches are exact, since that is as fast, or since no effort holds the recall
     refine_factor: int  # so many times k rows are compared by their full vectors
     recall: float  # recall@10 against exact search
-    filtered: float  # the same under a filter that one row in sixteen meets
+    filtered: float  # the same under a filter that one row in sixteen meets; where those are FEW_ROWS at most, it is exact
     milliseconds: float  # a search, median
     exact_milliseconds: float  # an exact one
     rows: int  # of the table when this was measured
@@ -67,6 +69,7 @@ class Reading:
         self._table = connected(store, self.version)
         self.columns = [name for name in self._table.schema.names if name != "vector"]
         self._planned: dict[str, tuple[Any, int]] = {}  # by filter: what lancedb takes, and how many rows meet it
+        self._planning = threading.Lock()
 
     @functools.cached_property
     def spec(self) -> Spec:
@@ -82,6 +85,11 @@ class Reading:
     def has_words(self) -> bool:
         """Whether it can be searched by words."""
         return any(index.index_type == "FTS" for index in self._table.list_indices())
+
+    @property
+    def _awaits_words(self) -> bool:
+        """Whether the index of words is about to be made, of a table just migrated: until then each row is looked at, and words have no stems."""
+        return bool(self._rows.metadata.get(WORDS_KEY))
 
     @functools.cached_property
     def _codes(self) -> Codes:
@@ -108,7 +116,7 @@ class Reading:
     def by_vector(self, vector: np.ndarray, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
         """The k rows nearest to the vector (dim,), nearest first; the score is the cosine."""
         rows = self._run(self._nearest(vector, k, where, exact=exact).select([*self.columns, "_distance"]), where)
-        return rows.append_column("score", pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
+        return rows.append_column(SCORE, pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
 
     def by_code(self, vector: np.ndarray, k: int, where: Condition | None = None) -> pa.Table:
         """As `by_vector`, of the rows whose codes are nearest (`latent compress --write`): their order is that of the full vectors."""
@@ -120,12 +128,12 @@ class Reading:
         rows = self._taken(pa.chunked_array([found]), [*self.columns, "vector"])
         scores = matrix(rows["vector"].combine_chunks()).astype(np.float64) @ vector
         best = np.argsort(-scores, kind="stable")[:k]
-        return rows.drop_columns(["vector"]).take(best).append_column("score", pa.array(scores[best]))
+        return rows.drop_columns(["vector"]).take(best).append_column(SCORE, pa.array(scores[best]))
 
     def by_words(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
         """The k rows that the words of a query fit best; the score is BM25. Rows without any of the words are not among them."""
         rows = self._run(self._fitting(words, k, where).select([*self.columns, "_score"]), where)
-        return rows.append_column("score", rows["_score"].cast(pa.float64()))
+        return rows.append_column(SCORE, rows["_score"].cast(pa.float64()))
 
     def by_both(self, vector: np.ndarray, words: str, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
         """Reciprocal rank fusion of both (Cormack, Clarke & Büttcher 2009): the score is the sum of 1 / (60 + rank) over the two lists."""
@@ -137,7 +145,7 @@ class Reading:
         lists = [self._run(query, where).select(["_rowid"]) for query in (nearest, fitting)]
         fused = RRFReranker().rerank_hybrid(words, *lists)[:k]
         rows = self._taken(fused["_rowid"], self.columns)
-        return rows.append_column("score", fused["_relevance_score"].cast(pa.float64()))
+        return rows.append_column(SCORE, fused["_relevance_score"].cast(pa.float64()))
 
     def vectors_of(self, rows: pa.Table) -> np.ndarray:
         """The vectors (n, dim) of rows of an answer."""
@@ -184,7 +192,7 @@ class Reading:
         """The query for the rows that words fit best, with its filter."""
         from lancedb.query import MatchQuery
 
-        if not self.has_words:
+        if not self.has_words and not self._awaits_words:
             raise QueryError(f"{self.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'")
         query = self._table.search(MatchQuery(words, "text"), query_type="fts").limit(k).with_row_id(True)
         return query.where(self._plan(where)[0], prefilter=True) if where else query
@@ -198,17 +206,21 @@ class Reading:
     def _plan(self, where: Condition) -> tuple[Any, int]:
         """The filter as lancedb takes it, and how many rows meet it. Raises QueryError where the table cannot evaluate it."""
         known = repr(where)
-        if known not in self._planned:
+        with self._planning:
+            planned = self._planned.get(known)
+        if planned is None:
             condition = where if isinstance(where, str) else expression(where)
             query = self._table.search().where(condition).select(["chunk_index"]).limit(self.count or 1)
             try:
                 query.explain_plan()
             except (ValueError, OSError, RuntimeError) as error:
                 raise self._refused(where, error) from error
-            self._planned[known] = condition, int(self._run(query, where).num_rows)
-            if len(self._planned) > PLANS_KEPT:
-                self._planned.pop(next(iter(self._planned)))
-        return self._planned[known]
+            planned = condition, int(self._run(query, where).num_rows)
+            with self._planning:
+                self._planned[known] = planned
+                if len(self._planned) > PLANS_KEPT:
+                    self._planned.pop(next(iter(self._planned)))
+        return planned
 
     def _refused(self, where: Condition, error: Exception) -> QueryError:
         reason = one_line(error).partition(". Valid fields")[0].removeprefix("Invalid user input: ")

@@ -29,7 +29,7 @@ PATIENCE = {"timeout": "15s", "client_max_retries": "6", "client_retry_timeout":
 Side = Literal["files", "quarantine", "runs"]
 SIDES: dict[Side, pa.Schema] = {"files": FILES, "quarantine": QUARANTINE, "runs": RUNS}
 Derived = Literal[
-    "clusters", "assignments", "map", "duplicates", "spared", "outliers", "compressed", "codec"
+    "clusters", "assignments", "map", "duplicates", "spared", "outliers", "analysis", "compressed", "codec"
 ]  # worked out from the main table
 DERIVED: tuple[Derived, ...] = get_args(Derived)
 NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table, in one commit; runs are a diary

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import lance
 import numpy as np
 
+from pipeline.schema import SCORE
 from pipeline.store.reading import Reading, Tuning, matrix
 
 QUERIES = 200
@@ -92,7 +93,7 @@ def _measured(
         started = time.perf_counter()
         found = reading.by_vector(query, NEIGHBOURS + 1, where)
         seconds.append(time.perf_counter() - started)
-        near = sum(score >= limit - SAME for score in found["score"].to_pylist())
+        near = sum(score >= limit - SAME for score in found[SCORE].to_pylist())
         shares.append(min(max(near - 1, 0) / NEIGHBOURS, 1.0))
     return round(statistics.median(seconds) * 1000, 2), np.array(shares)
 

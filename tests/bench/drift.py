@@ -1,4 +1,5 @@
-"""Is there an alarm where nothing moved, and none where something did? Random halves of a corpus as two versions of a table, again and again; then with one document in twenty of another.
+"""Is there an alarm where nothing moved, and none where something did? Random halves of a corpus as two versions of a table, again and again; then with one document in twenty of another
+corpus in the second; then a half that only such documents join.
 
     python tests/bench/drift.py BODY.toml FOREIGN.toml
 
@@ -43,16 +44,22 @@ def main() -> None:
     rows, strange = rows.select(common), strange.select(common)
     names, foreign = (np.array(sorted(set(table["doc_id"].to_pylist()))) for table in (rows, strange))
     chance = np.random.default_rng(7)
-    for share in (0.0, FOREIGN):
-        alarms, least = 0, 1.0
+    for share, joins in ((0.0, False), (FOREIGN, False), (FOREIGN, True)):
+        alarms, least, told = 0, 1.0, []
         for _ in range(TRIES):
             one, two = np.array_split(chance.permutation(names), 2)
             some = chance.permutation(foreign)[: round(share * len(two))]
-            now = pa.concat_tables([half(rows, two[len(some) :]), half(strange, some)])
+            others = one if joins else two[len(some) :]
+            now = pa.concat_tables([half(rows, others), half(strange, some)])
             found = moved(config, half(rows, one), now.replace_schema_metadata(rows.schema.metadata))
             alarms += found.alarm
             least = min(least, found.strangers.p, found.shares.p)
-        print(f"{share:.0%} foreign among {len(two)}: {alarms} alarms in {TRIES} tries, least p {least:.2g}")
+            told.append(found.strangers.share)
+        how = f"{share:.0%} foreign {'join' if joins else 'among'} {len(others)}"
+        print(
+            f"{how}: {alarms} alarms in {TRIES} tries, least p {least:.2g}, strangers {min(told):.1%} to {max(told):.1%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
