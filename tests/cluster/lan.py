@@ -21,13 +21,15 @@ ROOT = Path(__file__).parents[2]
 OWN = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 WITHIN = "CLUSTER_OF_MACHINES"  # set in the process that has namespaces of its own
 COMMON = Path("/mnt")  # laid out before the first machine starts; the machines see it and cannot write to it
+ROOT_AGAIN = COMMON / "root"  # the installation may lie below /tmp, which each machine has anew
 # Waits for its cable. Everything on disk is read-only then, and what has to be written to is new and empty.
 FURNISH = f"""
 read cable
 ip link set lo up; ip address add $ADDRESS/24 dev eth0; ip link set eth0 up
+mount --bind {ROOT} {ROOT_AGAIN}
 mount -o remount,bind,ro /; mount -o remount,bind,ro {COMMON}
-mount --bind {ROOT} {ROOT}; mount -o remount,bind,ro {ROOT}
 for own in /tmp /dev/shm; do mount -t tmpfs tmpfs $own; done
+mkdir -p {ROOT}; mount --bind {ROOT_AGAIN} {ROOT}; mount -o remount,bind,ro {ROOT}
 export HOME=/tmp; cd /tmp
 """
 
@@ -55,6 +57,7 @@ def enter() -> None:
     for command in ("link set lo up", "link add lan type bridge", "address add 10.77.0.1/24 dev lan", "link set lan up"):
         ip(command)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", COMMON], check=True)
+    ROOT_AGAIN.mkdir()
 
 
 def _namespace(process: object, kind: str) -> str:
