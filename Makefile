@@ -29,7 +29,7 @@ CONFIG ?= config.toml
 deploy: .venv/ready  ## the deployments of CONFIG, on the configured Prefect server, for the workers of POOL; writes prefect.yaml
 	$(BIN)/python -m flows.deployments --config $(CONFIG) --pool $(POOL) $(ARGS)
 	$(BIN)/prefect work-pool inspect $(POOL) > /dev/null 2>&1 || $(BIN)/prefect work-pool create --type process $(POOL)
-	$(BIN)/prefect --no-prompt deploy --all
+	PWD="$(CURDIR)" $(BIN)/prefect --no-prompt deploy --all
 
 faults: .venv/ready-dev  ## the promise under some hundreds of kills and meetings of two writers, with a table
 	$(BIN)/python tests/faults/harness.py $(ARGS)

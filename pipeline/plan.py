@@ -67,7 +67,8 @@ def compare_files(
         )
     }
     changed = [i for i, f in enumerate(listing) if known.get(f.path) != (f.size, f.modified, reading) or f.path in reopened]
-    left = {f.path for f in listing if f.path not in known and f.path not in reopened and f.modified < (backfilled or 0)}
+    others = frozenset(f.path for f in listing if backfilled is not None and f.modified < backfilled)
+    left = others - known.keys() - reopened
     changed = [i for i in changed if listing[i].path not in left]
     opened = {listing[i].path for i in changed}
     return FileChanges(tuple(changed), tuple(f.path for f in listing if f.path not in opened | left), tuple(sorted(left)))

@@ -193,7 +193,7 @@ def search_metrics() -> set[str]:
 
 
 def told(text: str) -> set[str]:
-    return set(re.findall(r"^# TYPE (latent_\w+?)(?:_created)? ", text, re.MULTILINE))
+    return {name for name in re.findall(r"^# TYPE (latent_\w+) ", text, re.MULTILINE) if not name.endswith("_created")}
 
 
 # --- the services ---------------------------------------------------------------------------------------------------
