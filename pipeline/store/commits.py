@@ -99,15 +99,16 @@ def commit(store: Store, lease: Lease, change: Change, since: int) -> Commit:
         lease.check()  # after the table was opened: whoever takes the lease from here on fences this commit out
         if (version := _since(store, table, since, name)) is not None:
             return Commit(version, added, 0)
-        operation, deleted = _replacement(table, new, change.replaced)
-        rows = table.count_rows() + added - deleted
-        properties = naming(names) | {
-            "latent.run": lease.run_id,
-            "latent.commit": name,
-            "latent.rows": str(rows),
-            MESSAGE: f"{added} rows in, {deleted} out",
-        }
         try:
+            with lance_errors(f"{store.label}: commit failed"):  # what is deleted is a file by itself, written here
+                operation, deleted = _replacement(table, new, change.replaced)
+                rows = table.count_rows() + added - deleted
+            properties = naming(names) | {
+                "latent.run": lease.run_id,
+                "latent.commit": name,
+                "latent.rows": str(rows),
+                MESSAGE: f"{added} rows in, {deleted} out",
+            }
             version = make_version(store, table, operation, properties)
         except StoreError as error:
             # It may be there nonetheless: look again. A permanent failure ends after a few seconds.
