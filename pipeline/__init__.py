@@ -22,10 +22,10 @@ checkpoint, and to resume is to plan again.
            encode    texts -> unit vectors (torch, sentence-transformers)
            store     the table: fragments, commits, lease, history, indexes (Lance)
            engine    shards over workers (Ray)
+           metrics   figures of a run (Prometheus)
     join   survey    look before doing: list, sight, plan
            estimate  tokens and time of a plan
            worker    what one worker does with a shard
-           metrics   figures of a run, for Prometheus
            ledger    receipts -> commits, and the counts of a run
            manners   when a backfill goes, and when it gives way
            run       the use-cases: plan, embed, maintain, rollback
