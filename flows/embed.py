@@ -24,29 +24,18 @@ from pipeline.survey import store_of
 
 @patient("embed")
 def embed_table(
-    config: str, overrides: Mapping[str, Any], *, retry_quarantined: bool = False, allow_empty: bool = False, sample: float = 1.0
+    config: str,
+    overrides: Mapping[str, Any],
+    *,
+    retry_quarantined: bool = False,
+    allow_empty: bool = False,
+    sample: float = 1.0,
+    backfill: bool = False,
 ) -> Report:
-    """The use-case, with an artifact that moves."""
-    settings = load(config, overrides)
+    """The use-case, or that with a backfill's manners, with an artifact that moves."""
+    settings, work = load(config, overrides), run.backfill if backfill else run.embed
     with cancellable(), logs_to_prefect(), progress_artifact(settings.table.name) as on_progress:
-        return run.embed(
-            settings,
-            on_progress,
-            retry_quarantined=retry_quarantined,
-            allow_empty=allow_empty,
-            sample=sample,
-            engine=Cancellable,
-        )
-
-
-@patient("backfill")
-def backfill_table(
-    config: str, overrides: Mapping[str, Any], *, retry_quarantined: bool, allow_empty: bool, sample: float
-) -> Report:
-    """The use-case with a backfill's manners, with an artifact that moves."""
-    settings = load(config, overrides)
-    with cancellable(), logs_to_prefect(), progress_artifact(settings.table.name) as on_progress:
-        return run.backfill(
+        return work(
             settings,
             on_progress,
             retry_quarantined=retry_quarantined,
@@ -99,7 +88,9 @@ def backfill(
     """
     wanted = {"source.uri": source, "table.name": table, "ray.workers": workers, "backfill.tokens_per_second": rate}
     chosen = {**(overrides or {}), **{key: value for key, value in wanted.items() if value}}
-    report = backfill_table(config, chosen, retry_quarantined=retry_quarantined, allow_empty=allow_empty, sample=sample)
+    report = embed_table.with_options(name="backfill")(
+        config, chosen, retry_quarantined=retry_quarantined, allow_empty=allow_empty, sample=sample, backfill=True
+    )
     _tell_embedded(config, chosen, reason, report)
     return report
 
