@@ -134,14 +134,13 @@ def switch(store: Store, lease: Lease, successor: Store, message: str) -> int:
 
 
 def drop(store: Store) -> None:
-    """Remove a table and those beside it, files and all."""
+    """Remove a table and those beside it, files and all, whatever an earlier removal left of them."""
     import lancedb
 
     with lance_errors(f"{store.label} cannot be removed"):
         connection = lancedb.connect(store.uri, storage_options=store.options)
         for side in (None, *SIDES, *DERIVED):
-            if store.open(side) is not None:
-                connection.drop_table(store.path(side).rpartition("/")[2].removesuffix(".lance"))
+            connection.drop_table(store.path(side).rpartition("/")[2].removesuffix(".lance"), ignore_missing=True)
 
 
 def _made(
