@@ -17,7 +17,7 @@ from ray.experimental import tqdm_ray
 
 from pipeline.engine import Casualty, Claims, Crew, Engine, Finished
 from pipeline.engine.claims import Book
-from pipeline.errors import EngineError, ModelError
+from pipeline.errors import EngineError, ModelError, StoreError
 from pipeline.schema import QUARANTINE, FileState, Receipt, Shard, Slice
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers below are in no installed package
@@ -69,6 +69,20 @@ class Refusing:
 
     def embed(self, shard: Shard) -> Receipt:
         raise AssertionError
+
+
+class Unlucky:
+    """A worker to whom the table fails, once for each of some documents, and always for others."""
+
+    def __init__(self, claims: Claims) -> None:
+        self._met = set[str]()
+
+    def embed(self, shard: Shard) -> Receipt:
+        (name,) = shard.documents()["doc_id"].to_pylist()
+        if name.startswith("down") or (name.startswith("unlucky") and name not in self._met):
+            self._met.add(name)
+            raise StoreError("the table answers 503")
+        return receipt(shard.name)
 
 
 class Sharing:
@@ -145,6 +159,14 @@ def test_workers_that_die_of_everything_end_the_work_with_one_error() -> None:
 def test_a_worker_that_cannot_load_its_model_says_so_in_its_own_words() -> None:
     with Engine(Crew(most=1), Refusing, 1) as engine, pytest.raises(ModelError, match="model x: not here: install it"):
         list(engine.work([shard("a")]))
+
+
+def test_a_shard_to_which_the_table_fails_is_tried_again_unless_all_fail() -> None:
+    with Engine(Crew(most=1), Unlucky, 8) as engine:
+        names = ["a", "unlucky-1", "b", "c", "unlucky-2", "unlucky-3", "d"]
+        assert names_of(list(engine.work(shard(name) for name in names)), Finished) == sorted(names)
+        with pytest.raises(StoreError, match="answers 503"):
+            list(engine.work([shard("a"), shard("down-1"), shard("down-2"), shard("down-3")]))
 
 
 def test_equal_chunks_are_encoded_by_one_worker_and_a_dead_ones_claims_pass_on(

@@ -107,6 +107,24 @@ class _Seat:
         return self.ready and not self.alone and len(self.in_hand) < (1 if suspect else WINDOW)
 
 
+@dataclass
+class _Todo:
+    """The shards that are not done."""
+
+    queue: deque[Shard]
+    suspects: deque[Shard] = field(default_factory=deque)  # a worker died with them in hand
+    in_flight: dict[Any, tuple[_Seat, Shard]] = field(default_factory=dict)
+    deaths: int = 0  # of workers, in a row
+    troubles: int = 0  # with the store, in a row
+
+    @property
+    def waiting(self) -> int:
+        return len(self.queue) + len(self.suspects)
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.in_flight)
+
+
 class Engine:
     """Workers for the length of a `with` block."""
 
@@ -159,44 +177,53 @@ class Engine:
     def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty | None]:
         """Receipts as they come, in no order; None after a second without any. Unless stopped, every document ends in a receipt or as a casualty.
 
-        Shards of nodes that leave are done by others; nodes that join a cluster get workers. A PipelineError from a worker ends the work: it speaks
-        of the model, the table or the source, not of a document.
+        Shards of nodes that leave are done by others; nodes that join a cluster get workers. A PipelineError from a worker speaks of the model, the
+        table or the source, not of a document: it ends the work, unless it may pass and not all that is in hand meets one.
         """
-        queue, suspects = deque(shards), deque[Shard]()
-        in_flight: dict[Any, tuple[_Seat, Shard]] = {}
-        deaths, last_ready = 0, time.monotonic()
-        while queue or suspects or in_flight:
-            if self._ends < math.inf and (not in_flight or time.monotonic() > self._ends):
+        todo, last_ready = _Todo(deque(shards)), time.monotonic()
+        while todo:
+            if self._ends < math.inf and (not todo.in_flight or time.monotonic() > self._ends):
                 return
-            self._grow(len(queue) + len(suspects))
-            self._hand_out(queue, suspects, in_flight)
-            done = _done([*in_flight, *self._starting])
+            self._grow(todo.waiting)
+            self._hand_out(todo)
+            done = _done([*todo.in_flight, *self._starting])
             if not done:
                 yield None
             for ref in done:
                 if ref in self._starting:
                     self._admit(ref)
-                    continue
-                seat, shard = in_flight.pop(ref)
-                alone, seat.alone = seat.alone, False
-                seat.in_hand.discard(ref)
-                outcome = _outcome(ref)
-                if isinstance(outcome, Receipt):
-                    deaths = 0
-                    yield Finished(shard, outcome)
-                    continue
-                died = outcome.traceback is None
-                deaths += died
-                self._lose(seat, shard, outcome, deaths)
-                if died:
-                    suspects.extend(self._abandon(seat, in_flight, done))
-                if died and not alone:
-                    suspects.append(shard)
-                elif len(shard) > 1:
-                    suspects.extend(shard.split())
                 else:
-                    yield Casualty(shard, outcome.reason, outcome.traceback)
+                    yield from self._hear(ref, todo, done)
             last_ready = self._ready(last_ready)
+
+    def _hear(self, ref: Any, todo: _Todo, done: Sequence[Any]) -> Iterator[Finished | Casualty]:
+        """What became of a shard in hand, and what is to become of it. `done`: all that is to be heard now."""
+        seat, shard = todo.in_flight.pop(ref)
+        alone, seat.alone = seat.alone, False
+        seat.in_hand.discard(ref)
+        outcome = _outcome(ref)
+        if isinstance(outcome, Receipt):
+            todo.deaths = todo.troubles = 0
+            yield Finished(shard, outcome)
+        elif isinstance(outcome, PipelineError):
+            todo.troubles += 1
+            if not outcome.transient or todo.troubles > WINDOW * len(self._seats):
+                raise outcome
+            log.warning("shard %s is tried again: %s", shard.name[:8], outcome)
+            self._claims.give_up.remote(shard.name)
+            (todo.suspects if alone else todo.queue).append(shard)
+        else:
+            died = outcome.traceback is None
+            todo.deaths += died
+            self._lose(seat, shard, outcome, todo.deaths)
+            if died:
+                todo.suspects.extend(self._abandon(seat, todo.in_flight, done))
+            if died and not alone:
+                todo.suspects.append(shard)
+            elif len(shard) > 1:
+                todo.suspects.extend(shard.split())
+            else:
+                yield Casualty(shard, outcome.reason, outcome.traceback)
 
     def settle(self, shards: Sequence[str]) -> None:
         """These shards are committed: their vectors are in the table, nobody needs to wait for them."""
@@ -349,18 +376,18 @@ class Engine:
             raise EngineError(f"a worker does not start: {str(error).splitlines()[0]}: look at memory and at Ray's logs") from None
         seat.ready = True
 
-    def _hand_out(self, queue: deque[Shard], suspects: deque[Shard], in_flight: dict[Any, tuple[_Seat, Shard]]) -> None:
+    def _hand_out(self, todo: _Todo) -> None:
         """Fill the windows: suspects first, each to a worker that has nothing else in hand."""
         if self.hold or self._ends < math.inf:
             return
-        for waiting, suspect in ((suspects, True), (queue, False)):
+        for waiting, suspect in ((todo.suspects, True), (todo.queue, False)):
             for seat in sorted(self._seats, key=lambda s: len(s.in_hand)):
                 while waiting and seat.takes(suspect=suspect) and not (suspect and seat.in_hand):
                     shard = waiting.popleft()
                     ref = seat.actor.embed.options(max_task_retries=0).remote(shard)
                     seat.in_hand.add(ref)
                     seat.alone = suspect
-                    in_flight[ref] = (seat, shard)
+                    todo.in_flight[ref] = (seat, shard)
 
 
 def _read_environment_again() -> None:
@@ -397,8 +424,8 @@ def _done(refs: list[Any]) -> list[Any]:
     return [*first, *more]
 
 
-def _outcome(ref: Any) -> Receipt | Failure:
-    """What a worker says; without a traceback where it died."""
+def _outcome(ref: Any) -> Receipt | Failure | PipelineError:
+    """What a worker says; a Failure without a traceback where it died."""
     import ray
 
     try:
@@ -408,7 +435,7 @@ def _outcome(ref: Any) -> Receipt | Failure:
             return Failure(f"encoding failed: the worker lost touch with the run ({type(error.cause).__name__})")
         ours = _ours(error)
         if not isinstance(ours, EngineError):
-            raise ours from None
+            return ours
         reason = one_line(f"encoding failed: {type(error.cause).__name__}: {error.cause}")
         return Failure(reason, shortened(ANSI_COLOURS.sub("", str(error))))
     except ray.exceptions.RayError as error:
