@@ -132,6 +132,10 @@ OWN_COLUMNS = frozenset(
         "embedded_at",
     ]
 )
+# Lance puts them beside the rows of an answer, or takes no column of that name.
+LANCE_COLUMNS = frozenset(
+    ["_distance", "_score", "_rowid", "_rowaddr", "_rowoffset", "_row_created_at_version", "_row_last_updated_at_version"]
+)
 
 
 def digest(data: bytes) -> str:

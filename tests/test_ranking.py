@@ -113,7 +113,7 @@ def test_context_reads_on_in_the_document(table: Table, desk: Desk) -> None:
 def test_metadata_may_be_called_as_what_a_hit_tells_of_itself(
     desk_for: Callable[..., Desk], tmp_path: Path, cross_encoder: Path
 ) -> None:
-    given = {"score": 0.5, "rank": 7, "before": "then", "after": "next"}
+    given = {"score": 0.5, "rank": 7, "before": "then", "after": "next", "_year": 1999}
     desk = desk_for(tmp_path / "named", metadata=list(given), more=f'[search]\nreranker = "{cross_encoder}"\n')
     desk.write("a.jsonl", [{"id": f"d{i}", "text": words(i, i + 1), **given} for i in range(20, 40)])
     desk.embed()
@@ -124,7 +124,7 @@ def test_metadata_may_be_called_as_what_a_hit_tells_of_itself(
         assert dict(hit.metadata) == given, how
         told = hit.flat()
         assert (told["rank"], told["score"]) == (1, hit.score)
-        assert told.keys() == {"rank", "doc_id", "chunk_id", "score", "text"}
+        assert told.keys() == {"rank", "doc_id", "chunk_id", "score", "text", "_year"}
 
 
 def test_the_cross_encoder_orders_the_candidates(table: Table, cross_encoder: Path) -> None:

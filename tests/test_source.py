@@ -465,6 +465,7 @@ def test_a_sighting_holds_id_hash_and_length_of_each_document_and_no_text(tmp_pa
         ("x.parquet", ROWS, {"metadata": ["year"]}, ["'year'", "it has id, text, n, score, tag"]),
         ("x.parquet", ROWS, {"text": "n"}, ["'n' holds int64", "wanted text"]),
         ("x.jsonl", ROWS, {"metadata": ["vector"]}, ["vector", "the table's own column"]),
+        ("x.jsonl", ROWS, {"metadata": ["_score"]}, ["_score", "the table's own column"]),
         ("x.md", ROWS, {"metadata": ["n"]}, ["['n']", "plain files have no columns"]),
     ],
 )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
-from pipeline.schema import DOCUMENT_FIELDS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, digest
+from pipeline.schema import DOCUMENT_FIELDS, LANCE_COLUMNS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, digest
 from pipeline.source.formats import DAMAGED, FORMATS, BadRow, Columns, Format, Record, format_of, stored_type
 from pipeline.source.listing import Origin, current_state, first_line
 
@@ -119,7 +119,7 @@ def reading_hash(format: str, columns: Columns) -> str:
 
 def metadata_schema(origin: Origin, format: str, columns: Columns, files: Iterable[FileState]) -> pa.Schema:
     """Types of the metadata columns: a parquet file's own; for JSONL and CSV, from the first rows of the first files."""
-    if clash := sorted(set(columns.metadata) & (OWN_COLUMNS | {f.name for f in DOCUMENT_FIELDS})):
+    if clash := sorted(set(columns.metadata) & (OWN_COLUMNS | LANCE_COLUMNS | {f.name for f in DOCUMENT_FIELDS})):
         raise SourceError(f"metadata: {', '.join(clash)} is the table's own column: rename it in the source, or leave it out")
     if not columns.metadata:
         return pa.schema([])
