@@ -53,6 +53,12 @@ class StoreError(PipelineError):
     transient = True
 
 
+class TableMissing(StoreError):
+    """There is no table yet."""
+
+    transient = False
+
+
 class TableBusy(StoreError):
     """Another run holds the table's lease."""
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import lance
 import pyarrow as pa
 
-from pipeline.errors import StoreError, shown
+from pipeline.errors import StoreError, TableMissing, shown
 from pipeline.schema import FILES, HELD, OWN_COLUMNS, QUARANTINE, RUNS, Spec, table_schema
 
 SPEC_KEY = b"latent.spec"
@@ -66,9 +66,9 @@ class Store:
                 raise
 
     def opened(self, version: int | None = None) -> lance.LanceDataset:
-        """The main table, its newest version by default. Raises StoreError where there is none."""
+        """The main table, its newest version by default. Raises TableMissing where there is none."""
         if (table := self.open(version=version)) is None:
-            raise StoreError(f"no {self.label}: run 'latent run' first, or set [table] uri and name")
+            raise TableMissing(f"no {self.label}: run 'latent run' first, or set [table] uri and name")
         return table
 
 
@@ -78,6 +78,9 @@ class Asking:
 
     revision: str = ""
     query_prompt: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
 
 def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking) -> None:
