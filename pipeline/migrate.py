@@ -90,7 +90,7 @@ def migrate(
         with store.sole_writer(first.store, run.new_run_id()) as lease:
             run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
             version = int(first.store.opened().version)
-            switched = store.switch(first.store, lease, second.store, f"migrated to {second.spec.model}")
+            switched = store.switch(first.store, lease, second.store, second.asking, f"migrated to {second.spec.model}")
             run.update_indexes(config)
         store.drop(second.store)
     return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched)

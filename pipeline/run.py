@@ -86,8 +86,7 @@ def embed(
     if outlook.plan.shards and at.spec.precision == "int8":  # before there is a table: a model may take no 8 bits
         log.warning("precision int8: %s", loss_of(at.model))
     with store.sole_writer(at.store, run_id, gives_way=manners is not None) as lease:
-        asking = store.Asking(at.config.model.revision, at.config.model.query_prompt)
-        store.create(at.store, at.spec, outlook.metadata, asking)
+        store.create(at.store, at.spec, outlook.metadata, at.asking)
         at = scene(config)  # another run may have made the table first, or migrated it
         if _moved_on(at, outlook):
             outlook = look()

@@ -32,7 +32,7 @@ from pipeline.schema import (
     Report,
     Spec,
 )
-from pipeline.store import Store
+from pipeline.store import Asking, Store
 
 log = logging.getLogger("pipeline")
 OnProgress = Callable[[Progress], None]
@@ -47,6 +47,11 @@ class Scene:
     store: Store
     model: LocalModel
     spec: Spec
+
+    @property
+    def asking(self) -> Asking:
+        """How the config wants queries put to the model."""
+        return Asking(self.config.model.revision, self.config.model.query_prompt)
 
     @property
     def crew(self) -> Crew:
@@ -104,7 +109,7 @@ def same_vectors(one: Spec, other: Spec) -> bool:
     return replace(one, model=other.model) == other
 
 
-def adopted(config: Config, spec: Spec, asking: store.Asking) -> Config:
+def adopted(config: Config, spec: Spec, asking: Asking) -> Config:
     """The config with the settings that lead to a spec. What it trusts, it trusts as before."""
     given = {
         "name": spec.model,

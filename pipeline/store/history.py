@@ -27,8 +27,10 @@ from pipeline.store.tables import (
     DERIVED,
     FORMER_KEY,
     NAMED,
+    QUERIES_KEY,
     SIDES,
     SPEC_KEY,
+    Asking,
     Side,
     Store,
     create_runs,
@@ -116,15 +118,15 @@ def restore(store: Store, lease: Lease, version: int, message: str) -> int:
     return _made(store, lease, table, operation, properties)
 
 
-def switch(store: Store, lease: Lease, successor: Store, message: str) -> int:
+def switch(store: Store, lease: Lease, successor: Store, asking: Asking, message: str) -> int:
     """Make the table what another one is, spec, file states and quarantine included, in one version; returns it. Rows are copied.
 
     What it was stays as a version to go back to. Raises StoreError, TableBusy where the lease is lost; nothing is changed then.
     """
     table, new = store.opened(), successor.opened()
     former = [*former_specs(table), Spec.from_json(table.schema.metadata[SPEC_KEY].decode())]
-    told = new.schema.metadata | {FORMER_KEY: json.dumps([asdict(spec) for spec in former]).encode()}
-    schema = new.schema.with_metadata(told)
+    told = {FORMER_KEY: json.dumps([asdict(spec) for spec in former]).encode(), QUERIES_KEY: asking.to_json().encode()}
+    schema = new.schema.with_metadata(new.schema.metadata | told)
     count = new.count_rows()
     operation = LanceOperation.Overwrite(schema, written(store, new.scanner().to_reader(), count, schema))
     sides = {side: write_side(store, side, read_side(successor, side, named(new))) for side in NAMED}

@@ -90,7 +90,7 @@ def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking) -> Non
     """
     if store.open() is not None:
         return
-    told = {SPEC_KEY: spec.to_json().encode(), QUERIES_KEY: json.dumps(asdict(asking)).encode()}
+    told = {SPEC_KEY: spec.to_json().encode(), QUERIES_KEY: asking.to_json().encode()}
     schema = table_schema(spec, metadata).with_metadata(told)
     names = {side: write_side(store, side, SIDES[side].empty_table()) for side in NAMED}
     with lance_errors(f"{store.label} cannot be created"), contextlib.suppress(FileExistsError):
