@@ -1,7 +1,7 @@
-"""How a flow run that is cancelled stops its workers, and is seen as cancelled.
+"""How a flow run that is cancelled, or comes to its time limit, stops its workers and is seen as what it is.
 
 Prefect cancels with SIGTERM, and takes the run for a crashed one where that signal is not its own to handle. Ray takes it when it starts, and makes
-SystemExit of it, at which the pipeline commits what is finished. So Prefect gets it back, and the pipeline its SystemExit.
+SystemExit of it. So Prefect gets it back. What Prefect then raises is no Exception, and at such the pipeline commits what is finished.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ class Cancellable(Engine):
     def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty | None]:
         try:
             yield from super().work(shards)
-        except (
-            TerminationSignal,
-            SystemError,
-        ) as stop:  # what is raised while Ray waits comes out of it as the cause of a SystemError
-            if isinstance(stop, SystemError) and not isinstance(stop.__cause__, (TerminationSignal, SystemExit)):
+        except SystemError as stop:  # what a signal raises while Ray waits comes out of it as the cause of such
+            if stop.__cause__ is None:
                 raise
-            raise SystemExit(1) from stop
+            raise stop.__cause__ from None
 
 
 @contextmanager

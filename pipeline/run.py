@@ -179,14 +179,6 @@ def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeE
     try:
         whole = _work(ledger, on_progress, make_engine, manners)
         ledger.commit(last=whole)
-    except (KeyboardInterrupt, SystemExit) as stop:  # Prefect cancels with SystemExit
-        ledger.commit()
-        ledger.record("interrupted")
-        if isinstance(stop, SystemExit):
-            raise
-        raise Interrupted(
-            f"stopped: {ledger.embedded} of {ledger.total} documents are committed; 'latent run' goes on from there"
-        ) from None
     except StoreError:  # the table has been asked again and again just now
         ledger.record_if_possible("failed")
         raise
@@ -194,6 +186,14 @@ def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeE
         ledger.commit_if_possible()
         ledger.record_if_possible("failed")
         raise
+    except BaseException as stop:  # no failure: Ctrl-C, or Prefect's way to cancel a run or to end it at its time limit
+        ledger.commit()
+        ledger.record("interrupted")
+        if not isinstance(stop, KeyboardInterrupt):
+            raise
+        raise Interrupted(
+            f"stopped: {ledger.embedded} of {ledger.total} documents are committed; 'latent run' goes on from there"
+        ) from None
     ledger.record("done" if whole else "gave way")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import random
@@ -238,15 +239,20 @@ def test_two_runs_of_one_table_never_overlap(desk: Desk) -> None:
     assert desk.embed().documents.changed == 1
 
 
-def test_stopping_keeps_what_is_finished_and_the_next_run_goes_on(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    ("stop", "seen"),
+    [(KeyboardInterrupt, Interrupted), (SystemExit, SystemExit), (asyncio.CancelledError, asyncio.CancelledError)],
+    ids=["Ctrl-C", "SIGTERM", "a flow's time limit"],
+)
+def test_stopping_keeps_what_is_finished_and_the_next_run_goes_on(desk: Desk, stop: type, seen: type) -> None:
     desk.write("a.jsonl", [{"id": str(i), "text": words(i)} for i in range(100, 400)])
 
     class Stopped(HereAndNow):
         def work(self, shards):
             yield from super().work(shard for shard in shards[0].split()[:1])
-            raise KeyboardInterrupt
+            raise stop
 
-    with pytest.raises(Interrupted, match="150 of 300 documents are committed"):
+    with pytest.raises(seen, match="150 of 300 documents are committed" if seen is Interrupted else None):
         desk.embed(engine=Stopped)
     assert desk.table().num_rows == 150
     assert [r["status"] for r in desk.side("runs")] == ["interrupted"]
