@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline import run, survey
+from pipeline.cli import main
+from pipeline.cli.app import overrides
 from pipeline.config import Config, load
 from pipeline.engine import Casualty, Crew, Finished, MakeWorker
 from pipeline.schema import Report, Shard
@@ -167,6 +172,48 @@ def desk_for(small_model: Path) -> Callable[..., Desk]:
 @pytest.fixture
 def desk(desk_for: Callable[..., Desk], tmp_path: Path) -> Desk:
     return desk_for(tmp_path / "desk")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command told, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def answer(self) -> dict:
+        """One JSON object, and nothing else."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+Latent = Callable[..., Said]
+
+
+@pytest.fixture
+def latent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Latent]:
+    """A command line in this process: `latent(desk.folder, "search", "x")`. What a process of its own does otherwise is in test_cli."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    log = logging.getLogger("pipeline")
+    logs = log.handlers, log.propagate, log.level
+
+    def call(folder: Path, *arguments: object) -> Said:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["latent", *map(str, arguments)])
+        overrides.clear()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Said(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield call
+    overrides.clear()
+    log.handlers, log.propagate = logs[:2]
+    log.setLevel(logs[2])
+    for number, handler in signals.items():
+        signal.signal(number, handler)
 
 
 def words(*numbers: int) -> str:

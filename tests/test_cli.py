@@ -1,4 +1,4 @@
-"""The commands as a user types them: real processes, real Ray, the real model."""
+"""The commands as a user types them, with real Ray and the real model: in processes of their own, or in this one where that is all the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Desk, words
+from conftest import Desk, Latent, Said, words
 
 from pipeline.store import indexes
 from pipeline.survey import store_of
@@ -22,13 +22,10 @@ LATENT = str(Path(sys.executable).with_name("latent"))
 COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "rollback", "serve", "cluster", "evaluate", "migrate")
 
 
-def latent(desk: Desk, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LATENT, *arguments], cwd=desk.folder, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
-def answer(done: subprocess.CompletedProcess[str]) -> dict:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)  # one object, and nothing else
+def process(folder: Path, *arguments: str) -> Said:
+    """A process of its own."""
+    done = subprocess.run([LATENT, *arguments], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    return Said(done.code, done.out, done.err)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,7 @@ def lake(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
         "tools.jsonl",
         [{"id": "saw", "text": "A saw cuts wooden boards.", "kind": "tool"}, {"id": "none", "text": None, "kind": "tool"}],
     )
-    report = answer(latent(desk, "run", "--json"))
+    report = process(desk.folder, "run", "--json").answer
     assert report["documents"] == {"added": 2, "changed": 0, "unchanged": 0, "deleted": 0, "quarantined": 1}
     assert report["chunks"] == {"encoded": 2, "reused": 0, "deleted": 0}
     assert set(report) >= {"run_id", "table_version", "tokens", "seconds", "tokens_per_second"}
@@ -58,88 +55,85 @@ def test_a_second_run_starts_no_ray_and_no_model(lake: Desk) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_search_finds_by_meaning_and_heeds_the_filter(lake: Desk) -> None:
-    hits = answer(latent(lake, "search", "a pet that naps", "-k", "1", "--json"))["hits"]
+def test_search_finds_by_meaning_and_heeds_the_filter(lake: Desk, latent: Latent) -> None:
+    hits = latent(lake.folder, "search", "a pet that naps", "-k", "1", "--json").answer["hits"]
     assert set(hits[0]) == {"rank", "doc_id", "chunk_id", "score", "text", "kind"}
     assert (hits[0]["rank"], hits[0]["doc_id"], hits[0]["chunk_id"]) == (1, "cat", "cat#0")
-    filtered = answer(latent(lake, "search", "a pet that naps", "--where", "kind = 'tool'", "--json"))["hits"]
+    filtered = latent(lake.folder, "search", "a pet that naps", "--where", "kind = 'tool'", "--json").answer["hits"]
     assert [hit["doc_id"] for hit in filtered] == ["saw"]
 
 
-def test_a_wrong_filter_is_one_line_that_lists_the_columns(lake: Desk) -> None:
-    done = latent(lake, "search", "x", "--where", "colour = 'red'")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: where \"colour = 'red'\": .*colour.*; columns: .*kind.*\n", done.stderr)
+def test_a_wrong_filter_is_one_line_that_lists_the_columns(lake: Desk, latent: Latent) -> None:
+    done = latent(lake.folder, "search", "x", "--where", "colour = 'red'")
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(r"error: where \"colour = 'red'\": .*colour.*; columns: .*kind.*\n", done.err)
 
 
-def test_plan_has_the_keys_of_run(lake: Desk) -> None:
-    planned = answer(latent(lake, "plan", "--json"))
+def test_plan_has_the_keys_of_run(lake: Desk, latent: Latent) -> None:
+    planned = latent(lake.folder, "plan", "--json").answer
     assert planned["documents"]["unchanged"] == 2
     assert set(planned) >= {"documents", "chunks", "tokens", "seconds", "tokens_per_second"}
 
 
-def test_status_verify_and_maintain_speak_json(lake: Desk) -> None:
-    assert answer(latent(lake, "maintain", "--json")) == {"tuning": None, "versions_dropped": 0, "files_removed": 0}
-    found = answer(latent(lake, "status", "--json"))
+def test_status_verify_and_maintain_speak_json(lake: Desk, latent: Latent) -> None:
+    assert latent(lake.folder, "maintain", "--json").answer == {"tuning": None, "versions_dropped": 0, "files_removed": 0}
+    found = latent(lake.folder, "status", "--json").answer
     assert (found["documents"], found["chunks"], found["quarantined"]) == (2, 2, {"text is null": 1})
     assert found["indexes"] == ["FTS on text, 0 rows behind"]
     assert found["runs"][0]["report"]["documents"]["added"] == 2
-    proof = answer(latent(lake, "verify", "--json"))
+    proof = latent(lake.folder, "verify", "--json").answer
     assert proof["ok"]
     assert {"name", "ok", "detail"} == set(proof["checks"][0])
-    assert latent(lake, "verify").stdout.count("ok  ") == len(proof["checks"])
+    assert latent(lake.folder, "verify").out.count("ok  ") == len(proof["checks"])
 
 
-def test_a_run_with_nothing_to_do_makes_the_indexes_that_a_killed_one_left_out(desk: Desk) -> None:
+def test_a_run_with_nothing_to_do_makes_the_indexes_that_a_killed_one_left_out(desk: Desk, latent: Latent) -> None:
     desk.write("a.jsonl", [{"id": "a", "text": words(1)}])
     desk.embed()  # and killed before it was maintained
-    assert answer(latent(desk, "run", "--json"))["documents"]["unchanged"] == 1
+    assert latent(desk.folder, "run", "--json").answer["documents"]["unchanged"] == 1
     assert [index.kind for index in indexes(store_of(desk.config))] == ["FTS"]
     version = store_of(desk.config).opened().version
-    latent(desk, "run")
+    latent(desk.folder, "run")
     assert store_of(desk.config).opened().version == version
 
 
-def test_rollback_takes_a_version_or_a_run_and_says_where_the_table_is(lake: Desk) -> None:
-    runs = answer(latent(lake, "status", "--json"))["runs"]
-    assert answer(latent(lake, "rollback", "1", "--json"))["documents"] == 0
-    assert answer(latent(lake, "rollback", runs[0]["run_id"], "--json"))["documents"] == 2
-    done = latent(lake, "rollback", "last week")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith("error: no run 'last week' of table 'docs'")
+def test_rollback_takes_a_version_or_a_run_and_says_where_the_table_is(lake: Desk, latent: Latent) -> None:
+    runs = latent(lake.folder, "status", "--json").answer["runs"]
+    assert latent(lake.folder, "rollback", "1", "--json").answer["documents"] == 0
+    assert latent(lake.folder, "rollback", runs[0]["run_id"], "--json").answer["documents"] == 2
+    done = latent(lake.folder, "rollback", "last week")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert done.err.startswith("error: no run 'last week' of table 'docs'")
 
 
-def test_a_setting_can_be_overridden_by_flag_and_variable(lake: Desk) -> None:
-    done = latent(lake, "status", "--table.name", "other")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no table 'other' at ")
-    done = latent(lake, "status", "--table.nam=x", "--json")
-    assert json.loads(done.stdout)["kind"] == "ConfigError"
-    assert "--table.nam: no such key; wanted one of uri, name" in done.stderr
-    environment = os.environ | {"LATENT_TABLE__NAME": "third"}
-    done = subprocess.run([LATENT, "status"], cwd=lake.folder, env=environment, capture_output=True, text=True, check=False)
-    assert "no table 'third'" in done.stderr
+def test_a_setting_can_be_overridden_by_flag_and_variable(lake: Desk, latent: Latent, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = latent(lake.folder, "status", "--table.name", "other")
+    assert done.code == 1
+    assert done.err.startswith("error: no table 'other' at ")
+    done = latent(lake.folder, "status", "--table.nam=x", "--json")
+    assert json.loads(done.out)["kind"] == "ConfigError"
+    assert "--table.nam: no such key; wanted one of uri, name" in done.err
+    monkeypatch.setenv("LATENT_TABLE__NAME", "third")
+    assert "no table 'third'" in latent(lake.folder, "status").err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_shows_an_example(command: str, lake: Desk) -> None:
-    done = latent(lake, command, "--help")
-    assert done.returncode == 0
-    assert f"Example: latent {command}" in done.stdout
+def test_every_command_shows_an_example(command: str, lake: Desk, latent: Latent) -> None:
+    done = latent(lake.folder, command, "--help")
+    assert done.code == 0
+    assert f"Example: latent {command}" in done.out
 
 
-def test_wrong_usage_is_exit_2(lake: Desk) -> None:
-    assert latent(lake, "search").returncode == 2
-    assert latent(lake, "run", "--no-such-flag").returncode == 2
-    assert latent(lake, "status", "--table.name").returncode == 2
+def test_wrong_usage_is_exit_2(lake: Desk, latent: Latent) -> None:
+    assert latent(lake.folder, "search").code == 2
+    assert latent(lake.folder, "run", "--no-such-flag").code == 2
+    assert latent(lake.folder, "status", "--table.name").code == 2
 
 
 def test_no_config_is_one_line_with_the_next_step(tmp_path: Path) -> None:
-    done = subprocess.run([LATENT, "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert (
-        done.stderr == "error: config.toml: no such config file: write one with 'latent init PATH', or name another with --config\n"
-    )
+    done = process(tmp_path, "run")
+    assert done.code == 1
+    assert done.err == "error: config.toml: no such config file: write one with 'latent init PATH', or name another with --config\n"
 
 
 @pytest.mark.parametrize("way", [[], ["--flow"]], ids=["directly", "as a flow"])
@@ -206,5 +200,5 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_same_command_works_on_a_running_cluster(desk: Desk, cluster: str) -> None:
     desk.write("a.jsonl", [{"id": str(i), "text": words(100 + i)} for i in range(100)])
-    report = answer(latent(desk, "run", "--json", "--ray.address", cluster))
+    report = process(desk.folder, "run", "--json", "--ray.address", cluster).answer
     assert report["documents"]["added"] == 100

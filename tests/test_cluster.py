@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Desk, words
+from conftest import Desk, Latent, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,18 +212,11 @@ def test_clusters_go_with_the_table_and_old_versions_of_them_too(desk: Desk) -> 
     assert [each.name for each in Path(place.uri).iterdir() if each.name.startswith("docs")] == []
 
 
-def test_the_command_prints_a_topic_a_line_and_json(desk: Desk) -> None:
-    latent = Path(sys.executable).with_name("latent")
-    told = subprocess.run([latent, "cluster", "-k", "6", "--config", desk.config_path], capture_output=True, text=True, check=True)
-    assert "6 clusters of version" in told.stdout
-    assert len([line for line in told.stdout.splitlines() if line.split()[1:2] == ["40"]]) == TOPICS
-    told = subprocess.run(
-        [latent, "cluster", "-k", "6", "--against", "topic", "--json", "--config", desk.config_path],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    result = json.loads(told.stdout)
+def test_the_command_prints_a_topic_a_line_and_json(desk: Desk, latent: Latent) -> None:
+    told = latent(desk.folder, "cluster", "-k", "6").out
+    assert "6 clusters of version" in told
+    assert len([line for line in told.splitlines() if line.split()[1:2] == ["40"]]) == TOPICS
+    result = latent(desk.folder, "cluster", "-k", "6", "--against", "topic", "--json").answer
     assert (result["clusters"], result["noise"], result["kept"]) == (6, 0, 6)
     assert (result["clusters_table"], result["assignments_table"], result["v_measure"]) == (
         "docs_clusters",

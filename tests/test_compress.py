@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Desk
+from conftest import Desk, Latent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cluster import corpus
@@ -22,7 +19,6 @@ from pipeline.space.compression import compress
 from pipeline.store import matrix, read_codes
 from pipeline.survey import store_of
 
-LATENT = Path(sys.executable).with_name("latent")
 DIM = 16
 
 
@@ -150,20 +146,15 @@ def test_a_codec_that_is_none_is_one_line(desk: Desk, name: str) -> None:
         compress(desk.config, name)
 
 
-def test_the_command_draws_writes_and_searches(desk: Desk, tmp_path: Path) -> None:
-    common = ["--config", desk.config_path]
+def test_the_command_draws_and_writes(desk: Desk, latent: Latent, tmp_path: Path) -> None:
     curve = tmp_path / "curve.svg"
-    told = subprocess.run([LATENT, "compress", "--picture", curve, *common], capture_output=True, text=True, check=True).stdout
+    told = latent(desk.folder, "compress", "--picture", curve).out
     assert "300 passages of version" in told
     assert "full-binary" in told
     assert "<svg" in curve.read_text()
-    done = subprocess.run(
-        [LATENT, "compress", "--write", "full-int8", "--json", *common], capture_output=True, text=True, check=True
-    )
-    result = json.loads(done.stdout)
+    result = latent(desk.folder, "compress", "--write", "full-int8", "--json").answer
     assert (result["written"], [each["name"] for each in result["codecs"]]) == ("full-int8", ["full-int8"])
-    done = subprocess.run([LATENT, "compress", "--queries", "q.csv", *common], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert latent(desk.folder, "compress", "--queries", "q.csv").code == 2
 
 
 # --- codecs ---------------------------------------------------------------------------------------------------------

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Desk
+from conftest import Desk, Latent
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cluster import corpus
@@ -21,7 +18,6 @@ from pipeline.errors import QueryError, StoreError
 from pipeline.space import clusters
 from pipeline.space.drift import Drift, drift
 
-LATENT = Path(sys.executable).with_name("latent")
 TOPICS = 6
 
 
@@ -116,13 +112,12 @@ def test_what_cannot_be_compared_is_one_line(desk: Desk, desk_for: Callable[...,
         drift(other.config, "yesterday")
 
 
-def test_the_command_tells_people_and_programs(desk: Desk, tmp_path: Path) -> None:
-    command = [LATENT, "drift", "--cluster.number", str(TOPICS), "--config", desk.config_path]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_command_tells_people_and_programs(desk: Desk, latent: Latent) -> None:
+    command = ["drift", "--cluster.number", str(TOPICS)]
+    told = latent(desk.folder, *command).out
     assert "120 documents new, 0 changed, 0 gone, 600 as they were" in told
     assert "alarm: none" in told
-    told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
-    result = json.loads(told)
+    result = latent(desk.folder, *command, "--json").answer
     assert (result["alarm"], result["new"], len(result["topics"])) == (False, 120, TOPICS)
     assert result["strangers"].keys() == {"p", "share"}
 

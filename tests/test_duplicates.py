@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Desk, words
+from conftest import Desk, Latent, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +19,6 @@ from pipeline.neighbours import Kin
 from pipeline.space.duplicates import Duplicates, duplicates
 from pipeline.store import read_derived
 from pipeline.survey import store_of
-
-LATENT = Path(sys.executable).with_name("latent")
 
 
 @pytest.fixture
@@ -153,12 +149,11 @@ def test_nothing_alike_is_an_answer_too(desk_for: Callable[..., Desk], tmp_path:
         found(desk)
 
 
-def test_the_command_tells_people_and_programs(desk: Desk) -> None:
-    command = [LATENT, "duplicates", "--config", desk.config_path]
-    told = subprocess.run([*command, "--similarity", "0.9"], capture_output=True, text=True, check=True).stdout
+def test_the_command_tells_people_and_programs(desk: Desk, latent: Latent) -> None:
+    told = latent(desk.folder, "duplicates", "--similarity", "0.9").out
     assert "3 groups of near-duplicates (cosine 0.9 or more)" in told
     assert "100.0% of such pairs were compared, as seen on " in told
-    result = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    result = latent(desk.folder, "duplicates", "--json").answer
     assert (result["groups"], result["droppable"], result["duplicates_table"]) == (3, 4, "docs_duplicates")
     assert result["outliers_table"] == "docs_outliers"
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Desk, HereAndNow, save_small_model, words
+from conftest import Desk, HereAndNow, Latent, save_small_model, words
 
 from pipeline import load, open_table, run
 from pipeline.errors import QueryError, SourceError
@@ -22,7 +20,6 @@ from pipeline.judgments import read_judgments, read_queries
 from pipeline.search import How
 from pipeline.search.evaluation import compare, evaluate, known_items, way
 
-LATENT = Path(sys.executable).with_name("latent")
 JUDGED = {"q1": {"a": 2, "b": 1}, "q2": {"c": 1}, "q3": {"d": 1}}
 
 
@@ -147,31 +144,23 @@ def test_ways_have_names() -> None:
     assert way("docs2") is None
 
 
-def test_a_table_of_another_model_is_compared_with(desk: Desk, tmp_path: Path) -> None:
+def test_a_table_of_another_model_is_compared_with(desk: Desk, latent: Latent, tmp_path: Path) -> None:
     other = save_small_model(tmp_path / "other", dim=32, seed=3)
     run.embed(load(desk.config_path, {"table.name": "rival", "model.name": str(other)}), engine=HereAndNow)
-    done = latent(desk, "--self", "--against", "rival", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    told = latent(desk.folder, "evaluate", "--self", "--against", "rival", "--json").answer
     assert told["against"]["queries"] == told["queries"]
     assert told["against"]["recall@10"] > 0.9
 
 
-def latent(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LATENT, "evaluate", *arguments], cwd=desk.folder, capture_output=True, text=True, check=False)
-
-
-def test_the_command_tells_measures_and_writes_each_query(desk: Desk) -> None:
+def test_the_command_tells_measures_and_writes_each_query(desk: Desk, latent: Latent) -> None:
     files = ["--queries", "queries.parquet", "--qrels", "judgments.txt"]
-    done = latent(desk, *files, "--against", "text", "--per-query", "each.csv", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    told = latent(desk.folder, "evaluate", *files, "--against", "text", "--per-query", "each.csv", "--json").answer
     assert told.keys() == {"ndcg@10", "recall@10", "recall@100", "mrr@10", "queries", "milliseconds", "against"}
     assert told["queries"] == 2
     assert told["against"].keys() >= {"what", "ndcg@10", "p"}
     rows = list(csv.DictReader((desk.folder / "each.csv").open()))
     assert [row["query"] for row in rows] == ["q1", "q2"]
     assert float(rows[1]["recall@100"]) == 0.0
-    done = latent(desk, "--self", "--against", "nowhere")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no table 'nowhere'" in done.stderr
+    done = latent(desk.folder, "evaluate", "--self", "--against", "nowhere")
+    assert (done.code, done.out) == (1, "")
+    assert "no table 'nowhere'" in done.err

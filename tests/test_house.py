@@ -6,13 +6,13 @@ import ast
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Latent
 
-from pipeline.cli import app, main
+from pipeline.cli import app
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
@@ -90,11 +90,7 @@ def commands_of_the_readme() -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def test_the_commands_of_the_readme_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All in one process: what a process of its own does otherwise is in test_cli."""
-    monkeypatch.chdir(tmp_path)
+def test_the_commands_of_the_readme_run(tmp_path: Path, latent: Latent) -> None:
     shutil.copy(ROOT / "config.toml", tmp_path)
     write_sample(tmp_path / "all")
     (tmp_path / "data/sample").mkdir(parents=True)
@@ -105,7 +101,5 @@ def test_the_commands_of_the_readme_run(
     commands = [c for c in commands_of_the_readme() if c.startswith("latent ") and not c.startswith("latent serve")]
     assert len(commands) >= 7
     for command in commands:
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 0, f"{command}: {capsys.readouterr().err}"
+        done = latent(tmp_path, *shlex.split(command)[1:])
+        assert done.code == 0, f"{command}: {done.err}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import io
-import json
 import os
 import re
 import shutil
@@ -25,10 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Desk, words
+from conftest import Desk, Latent, words
 from test_cluster import TOPICS, corpus
 
-from pipeline.cli import main
 from pipeline.errors import ConfigError, QueryError
 from pipeline.layout import Plane
 from pipeline.space import maps
@@ -99,17 +97,11 @@ def test_twenty_clusters_have_twenty_colours() -> None:
     assert len(set(maps.COLOURS)) == len(maps.COLOURS) >= 20
 
 
-def test_a_picture_that_cannot_be_written_is_one_line_before_the_work(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_that_cannot_be_written_is_one_line_before_the_work(desk: Desk, latent: Latent) -> None:
     for command, file, wanted in (("map", "no/m.png", "there is no folder"), ("compress", "c.txt", "wanted a name that ends in")):
-        monkeypatch.setattr(sys, "argv", ["latent", command, "--picture", str(tmp_path / file), "--config", str(desk.config_path)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 1
-        told = capsys.readouterr().err.splitlines()
-        assert len(told) == 1
-        assert wanted in told[0]
+        done = latent(desk.folder, command, "--picture", file)
+        assert (done.code, len(done.err.splitlines())) == (1, 1)
+        assert wanted in done.err
 
 
 def test_the_page_has_columns_of_the_documents_beside_its_own(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
@@ -140,15 +132,8 @@ def test_a_table_too_small_for_a_map_is_one_line(desk_for: Callable[..., Desk], 
         maps.draw_map(desk.config)
 
 
-def test_the_command_writes_pictures_and_the_page(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["--picture", str(tmp_path / "m.png"), "--html", str(tmp_path / "page"), "--json", "--config", str(desk.config_path)]
-    monkeypatch.setattr(sys, "argv", ["latent", "map", *given])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    told = json.loads(capsys.readouterr().out)
+def test_the_command_writes_pictures_and_the_page(desk: Desk, latent: Latent, tmp_path: Path) -> None:
+    told = latent(desk.folder, "map", "--picture", tmp_path / "m.png", "--html", tmp_path / "page", "--json").answer
     assert (told["map_table"], told["rows"]) == ("docs_map", TOPICS * 40)
     assert (tmp_path / "m.png").stat().st_size > 10_000
     assert (tmp_path / "page/index.html").exists()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Desk, HereAndNow, save_small_model, words
+from conftest import Desk, HereAndNow, Latent, save_small_model, words
 
 from pipeline import Table, load, migrate, open_table, run, store, verify
 from pipeline.errors import QueryError, SpecMismatch, TableBusy
 from pipeline.migrate import BESIDE
 from pipeline.survey import scene, store_of
 
-LATENT = Path(sys.executable).with_name("latent")
 QUERIES = [words(i, i + 1) for i in range(100, 130)]
 
 
@@ -180,6 +176,13 @@ def test_a_candidate_that_was_not_switched_to_gives_way_to_another(desk: Desk, m
     assert next(iter(desk.vectors().values())).shape == (32,)
 
 
+def test_queries_are_put_to_the_new_model_as_was_asked_for_last(desk: Desk, models: dict[str, Path]) -> None:
+    asked = {"name": str(models["same"]), "query_prompt": "w1 "}
+    assert migrate.migrate(desk.config, asked, engine=HereAndNow).table_version is None
+    assert migrate.migrate(desk.config, asked | {"query_prompt": "w2 "}, engine=HereAndNow, switch=True).table_version
+    assert scene(desk.config).config.model.query_prompt == "w2 "
+
+
 def test_searches_by_words_go_on_where_it_was_killed_between_switch_and_indexes(
     desk: Desk, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,19 +228,17 @@ def test_no_switch_while_another_run_writes(desk: Desk, models: dict[str, Path])
     assert len(answers(open_table(desk.config_path))) == len(QUERIES)
 
 
-def test_a_model_in_a_relative_folder_is_meant_from_where_the_config_lies(desk: Desk, small_model: Path, tmp_path: Path) -> None:
+def test_a_model_in_a_relative_folder_is_meant_from_where_the_config_lies(
+    desk: Desk, small_model: Path, tmp_path: Path, latent: Latent
+) -> None:
     (desk.folder / "here").symlink_to(small_model)
-    command = [LATENT, "migrate", "--model", "./here", "--config", str(desk.config_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert re.search(f"has vectors of {desk.folder / 'here'}.* already: name another model", done.stderr)
+    done = latent(tmp_path, "migrate", "--model", "./here", "--config", desk.config_path)
+    assert done.code == 1
+    assert re.search(f"has vectors of {desk.folder / 'here'}.* already: name another model", done.err)
 
 
-def test_the_command_tells_both(desk: Desk, models: dict[str, Path]) -> None:
-    command = [LATENT, "migrate", "--model", str(models["longer"])]
-    done = subprocess.run([*command, "--switch", "--json"], cwd=desk.folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+def test_the_command_tells_both(desk: Desk, models: dict[str, Path], latent: Latent) -> None:
+    told = latent(desk.folder, "migrate", "--model", models["longer"], "--switch", "--json").answer
     assert told["switched"]
     assert told["after"]["model"] == str(models["longer"])
     assert told["before"].keys() >= {"ndcg@10", "recall@100", "milliseconds"}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Desk, words
+from conftest import Desk, Latent, words
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline import Table, open_table
-from pipeline.cli import main
 from pipeline.directions import combined, way
 from pipeline.errors import QueryError, SourceError
 from pipeline.space.ways import analogies, between
@@ -131,17 +128,12 @@ def test_analogies_are_answered_by_all_passages_but_their_own(table: Table, tmp_
         analogies(table, file)
 
 
-def test_the_commands(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(desk: Desk, latent: Latent, tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("a,b,c,expected\nw105,w106,w107,w108\n")
     for arguments, wanted in (
         (["search", "--plus", words(105), "--plus", words(106), "-k", "1"], "w105+w106"),
         (["between", words(120), words(121), "--steps", "3"], "w120+w121"),
-        (["analogy", str(tmp_path / "q.csv")], "of 1 questions answered right"),
+        (["analogy", tmp_path / "q.csv"], "of 1 questions answered right"),
     ):
-        for as_json in ([], ["--json"]):
-            monkeypatch.setattr(sys, "argv", ["latent", *arguments, "--config", str(desk.config_path), *as_json])
-            with pytest.raises(SystemExit) as ended:
-                main()
-            told = capsys.readouterr().out
-            assert ended.value.code == 0
-            assert json.loads(told) if as_json else wanted in told
+        assert wanted in latent(desk.folder, *arguments).out
+        assert latent(desk.folder, *arguments, "--json").answer
