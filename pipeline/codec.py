@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.decomposition import PCA
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "binary": 1}
 # Which share of a sample's numbers lies within the range of the code; the rest is clipped. Few steps are better spent on the middle.
@@ -123,6 +122,8 @@ def fit(name: str, sample: np.ndarray, autoencoder: Callable[[int], tuple[tuple[
     encoder: tuple[Layer, ...] = ()
     decoder: tuple[Layer, ...] = ()
     if method == "pca":
+        from sklearn.decomposition import PCA
+
         fitted = PCA(count, random_state=0).fit(sample)
         axes, mean = fitted.components_.astype(np.float32), fitted.mean_.astype(np.float32)
         encoder, decoder = (Layer(axes.T, -mean @ axes.T),), (Layer(axes, mean),)

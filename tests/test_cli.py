@@ -25,7 +25,7 @@ COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "ro
 def process(folder: Path, *arguments: str) -> Said:
     """A process of its own."""
     done = subprocess.run([LATENT, *arguments], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
-    return Said(done.code, done.out, done.err)
+    return Said(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def lake(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
     return desk
 
 
-def test_a_second_run_starts_no_ray_and_no_model(lake: Desk) -> None:
+def test_a_second_run_starts_no_ray_and_no_model_and_imports_little(lake: Desk) -> None:
     probe = (
         "import sys; from pipeline import load, run; run.embed(load('config.toml')); "
-        "print([m for m in ('ray', 'torch', 'sentence_transformers', 'prefect') if m in sys.modules])"
+        "print([m for m in ('ray', 'torch', 'sentence_transformers', 'prefect', 'sklearn', 'scipy', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=lake.folder, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
