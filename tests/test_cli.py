@@ -138,7 +138,7 @@ def test_no_config_is_one_line_with_the_next_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", [[], ["--flow"]], ids=["directly", "as a flow"])
 def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(way: list[str], desk: Desk) -> None:
-    desk.write("a.jsonl", [{"id": str(i), "text": words(*([100 + i] * 5_000))} for i in range(400)])
+    desk.write("a.jsonl", [{"id": str(i), "text": words(*([100 + i] * 5_000))} for i in range(120)])
     command = [LATENT, "run", "--verbose", "--chunk.tokens=1000", "--ray.workers=1", *way]
     # A group of its own, signalled whole: as a terminal does it.
     with subprocess.Popen(command, cwd=desk.folder, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
@@ -150,11 +150,11 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(way: list[str], desk
                 break
         seen += run.stderr.readlines()
     assert run.returncode == 130, "".join(seen)
-    assert re.fullmatch(r"stopped: (\d+) of 400 documents are committed; 'latent run' goes on from there\n", seen[-1]), "".join(
+    assert re.fullmatch(r"stopped: (\d+) of 120 documents are committed; 'latent run' goes on from there\n", seen[-1]), "".join(
         seen
     )
     committed = int(re.search(r"\d+", seen[-1])[0])
-    assert 0 < committed < 400
+    assert 0 < committed < 120
     assert _processes_of(run.pid) == []
     os.environ["LATENT_CHUNK__TOKENS"] = "1000"
     try:
@@ -162,7 +162,7 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(way: list[str], desk
         report = desk.embed()
     finally:
         del os.environ["LATENT_CHUNK__TOKENS"]
-    assert (report.documents.added, report.documents.unchanged) == (400 - committed, committed)
+    assert (report.documents.added, report.documents.unchanged) == (120 - committed, committed)
 
 
 def _processes_of(session: int) -> list[str]:
