@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.schema import LANCE_COLUMNS, OWN_COLUMNS, SCORE
 
-NOT_METADATA = OWN_COLUMNS | {SCORE}
+NOT_METADATA = OWN_COLUMNS | LANCE_COLUMNS | {SCORE}
 OWN_KEYS = frozenset(["rank", "score", "before", "after"])  # of a flat hit; a metadata column may be called so
 
 
@@ -38,7 +38,7 @@ class Hit:
 
 def hits(rows: pa.Table) -> list[Hit]:
     """Rows of an answer, best first, as hits."""
-    columns = [name for name in rows.column_names if name != "vector" and name not in LANCE_COLUMNS]
+    columns = [name for name in rows.column_names if name != "vector"]
     return [_hit(rank, row) for rank, row in enumerate(rows.select(columns).to_pylist(), 1)]
 
 
