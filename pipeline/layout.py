@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
 from pipeline.errors import ConfigError
 
@@ -25,12 +26,13 @@ class Layout:
 
 
 class Plane:
-    """A map that is fitted on some rows and can place others."""
+    """A map that is fitted on some rows and, where asked to, can place others."""
 
-    def __init__(self, vectors: np.ndarray, seed: int) -> None:
-        """Fit it on these rows (n, dim), n at least LEAST. A minute for 20,000 on one core: with a seed it cannot use more.
+    def __init__(self, vectors: np.ndarray, seed: int, *, others: bool = False) -> None:
+        """Fit it on these rows (n, dim), n at least LEAST. With a seed UMAP uses one core.
 
-        Raises ConfigError where umap-learn is not installed.
+        The neighbours are exact; where `others` are to be placed they are NN-descent's, which alone can be asked for those of new rows: it takes
+        a minute to compile. Raises ConfigError where umap-learn is not installed.
         """
         try:
             from umap import UMAP
@@ -42,14 +44,24 @@ class Plane:
         near = min(NEIGHBOURS + 1, len(vectors) - 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a seed means one thread
-            known = nearest_neighbors(points, near, "euclidean", {}, False, np.random.RandomState(seed))
+            if others:
+                known = nearest_neighbors(points, near, "euclidean", {}, False, np.random.RandomState(seed))
+            else:
+                known = _neighbours(points, near)
             init = "spectral" if len(vectors) > 4 * NEIGHBOURS else "random"
             self._umap = UMAP(n_neighbors=near, min_dist=0.1, init=init, precomputed_knn=known, random_state=seed).fit(points)
         self.layout = Layout(self._umap.embedding_.astype(np.float32), known[0][:, 1:], known[1][:, 1:])
 
     def place(self, vectors: np.ndarray) -> np.ndarray:
-        """The points (n, 2) of other rows."""
+        """The points (n, 2) of other rows, where it was made for `others`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found: np.ndarray = self._umap.transform(self._components.transform(vectors).astype(np.float32))
         return found.astype(np.float32)
+
+
+def _neighbours(points: np.ndarray, near: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places (n, near) and distances (n, near) of the nearest to each point, itself first."""
+    distances, places = NearestNeighbors(n_neighbors=near - 1, algorithm="brute").fit(points).kneighbors()
+    itself = np.arange(len(points))[:, None]
+    return np.hstack([itself, places]), np.hstack([np.zeros_like(itself), distances]).astype(np.float32)

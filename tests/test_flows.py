@@ -37,6 +37,8 @@ FLOWS = {"nightly", "backfill", "maintain", "analyze", "evaluate", "embed"}
 BERLIN = ZoneInfo("Europe/Berlin")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
+pytestmark = pytest.mark.timeout(600)  # on two busy cores a flow takes half a minute to start
+
 
 @dataclass
 class Served:
@@ -64,7 +66,7 @@ class Served:
     def run(self, flow_run: str) -> dict:
         return httpx.get(f"{self.address}/api/flow_runs/{flow_run}", timeout=30).raise_for_status().json()
 
-    def wait_for(self, flow_run: str, *states: str, timeout_s: float = 180) -> dict:
+    def wait_for(self, flow_run: str, *states: str, timeout_s: float = 300) -> dict:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             run = self.run(flow_run)
@@ -243,7 +245,8 @@ def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_chang
 ) -> None:
     deployment = served.deployments()["analyze"]
     assert deployment["schedules"][0]["schedule"]["cron"] == "0 5 * * 0"
-    monkeypatch.setattr(analysis, "_drawn", lambda *_: [])  # half a minute of compiling
+    monkeypatch.setattr(analysis, "_drawn", lambda *_: [])  # not the map
+    served.desk.embed()
     analysis.analyze(served.desk.config)  # the last time
     served.desk.write("grown.jsonl", [{"id": f"more{i}", "text": words(300 + i)} for i in range(30)])
     served.desk.embed()

@@ -46,24 +46,21 @@ def _picture(drift: Drift) -> bytes:
     except ImportError:
         raise ConfigError("a change report needs matplotlib: run 'make space', or pip install 'latent[space]'") from None
     seen = drift.points
-    both = np.concatenate([seen.before, seen.now])
+    shown = [seen.before, seen.now, seen.came]
     figure = Figure(figsize=(14, 7.6), layout="constrained")
     before, now = figure.subplots(1, 2, sharex=True, sharey=True)
-    if len(both) >= LEAST:
-        plane = Plane(both, SEED)
-        then, today = np.split(plane.layout.points, [len(seen.before)])
+    if sum(map(len, shown)) >= LEAST:
+        plane = Plane(np.concatenate(shown), SEED).layout.points
+        then, today, came = np.split(plane, np.cumsum([len(each) for each in shown[:2]]))
         for axes, points, topics in ((before, then, seen.before_topics), (now, today, seen.now_topics)):
             colours = [HUES[each] if each < LEGEND else NOISE_COLOUR for each in topics.tolist()]
             axes.scatter(*points.T, s=np.clip(20_000 / len(points), 4, 25), c=colours, linewidths=0)
         if len(seen.came):
-            now.scatter(*plane.place(seen.came).T, s=16, facecolors="none", edgecolors="black", linewidths=0.8, label="came")
+            now.scatter(*came.T, s=16, facecolors="none", edgecolors="black", linewidths=0.8, label="came")
         for place, topic in enumerate(drift.topics[:LEGEND]):
             now.scatter([], [], color=HUES[place], label=topic.label)
         figure.legend(loc="outside lower center", ncols=4, frameon=False, markerscale=1.5)
-        middle, reach = (
-            (plane.layout.points.max(0) + plane.layout.points.min(0)) / 2,
-            np.ptp(plane.layout.points, axis=0).max() * 0.52,
-        )
+        middle, reach = (plane.max(0) + plane.min(0)) / 2, np.ptp(plane, axis=0).max() * 0.52
         now.set(
             xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach)
         )  # a square, as the axes are

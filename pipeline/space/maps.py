@@ -68,7 +68,8 @@ def draw_map(config: Config, on_progress: OnProgress = quiet, *, version: int | 
     on_progress(Progress("map", 0, count))
     seed = config.cluster.seed
     fitted = store.drawn(place, version, FITTED, seed)
-    plane = Plane(store.matrix(store.rows_at(place, version, fitted, ["vector"])["vector"].combine_chunks()), seed)
+    vectors = store.matrix(store.rows_at(place, version, fitted, ["vector"])["vector"].combine_chunks())
+    plane = Plane(vectors, seed, others=len(fitted) < count)
     points = np.empty((count, 2), np.float32)
     points[fitted] = plane.layout.points
     if len(fitted) < count:
