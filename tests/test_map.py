@@ -177,7 +177,7 @@ def test_in_a_browser_points_are_drawn_a_search_narrows_them_and_a_click_shows_t
         texts = desk.table()["text"].to_pylist()
         word = texts[0].split()[0]
         tab.locator("input[type=search]").fill(word)
-        tab.get_by_text("results.").wait_for(timeout=30_000)
+        tab.get_by_text("results.").wait_for(timeout=60_000)
         found = int(tab.get_by_text("results.").inner_text().split()[0])
         assert found == len([text for text in texts if word in text.split()])
         tab.wait_for_timeout(1000)

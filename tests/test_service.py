@@ -42,7 +42,7 @@ def serving(desk: Desk, *more: str, **environment: str) -> Iterator[httpx.Client
         with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
             yield client
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
