@@ -167,7 +167,7 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(way: list[str], desk
 
 def _processes_of(session: int) -> list[str]:
     """What still runs of a session, a moment after its leader ended."""
-    for _ in range(20):
+    for _ in range(120):
         listed = subprocess.run(["ps", "-s", str(session), "-o", "args="], capture_output=True, text=True, check=False)
         if not listed.stdout.strip():
             return []

@@ -37,8 +37,6 @@ FLOWS = {"nightly", "backfill", "maintain", "analyze", "evaluate", "embed"}
 BERLIN = ZoneInfo("Europe/Berlin")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
-pytestmark = pytest.mark.timeout(600)  # on two busy cores a flow takes half a minute to start
-
 
 @dataclass
 class Served:
@@ -196,7 +194,7 @@ def test_the_server_has_the_next_night_on_its_list(served: Served) -> None:
             "deployment_id": {"any_": [served.deployments()["nightly"]["id"]]},
         }
     }
-    deadline = time.monotonic() + 90  # it looks once a minute
+    deadline = time.monotonic() + 240  # it looks once a minute
     while not (due := served.ask("flow_runs/filter", wanted)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert {run["expected_start_time"][11:16] for run in due} == {"02:00"}

@@ -208,7 +208,6 @@ def needed() -> None:
         pytest.skip("no PostgreSQL of Debian's here")
 
 
-@pytest.mark.timeout(600)
 def test_the_services_of_compose_come_up_and_a_nightly_run_completes(
     desk_for: Callable[..., Desk], small_model: Path, tmp_path: Path
 ) -> None:

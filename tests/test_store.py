@@ -295,10 +295,10 @@ def test_status_lists_versions_with_the_run_and_what_it_did(desk: Desk, place: S
 def test_a_version_stays_for_its_time_after_it_was_superseded_however_old(
     desk: Desk, place: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "KEEP", dt.timedelta(seconds=2))
+    monkeypatch.setattr(history, "KEEP", dt.timedelta(seconds=6))
     desk.write("a.jsonl", [document("x", 3), document("y", 2)])
     old = desk.embed()
-    time.sleep(2.5)
+    time.sleep(6.5)
     reader = place.opened()
     desk.write("a.jsonl", [document("x", 4), document("y", 2)])
     desk.embed()
