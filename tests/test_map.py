@@ -81,6 +81,16 @@ def test_a_plane_is_the_same_again(desk: Desk) -> None:
     assert np.array_equal(one.points, other.points)
 
 
+def test_neighbours_are_the_nearest_and_never_the_passage_itself_though_some_are_equal() -> None:
+    vectors = np.random.default_rng(1).standard_normal((200, 8)).astype(np.float32)
+    vectors[:40] = vectors[0]
+    layout = Plane(vectors, 3).layout
+    assert all(i not in some for i, some in enumerate(layout.neighbours.tolist()))
+    apart = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert np.allclose(layout.distances, np.sort(apart, axis=1)[:, : layout.distances.shape[1]], atol=1e-3)
+
+
 def test_a_picture_has_a_colour_and_a_name_for_each_topic(drawn: maps.Map, tmp_path: Path) -> None:
     for name in ("map.png", "map.svg"):
         maps.save_picture(drawn, tmp_path / name, "docs")
