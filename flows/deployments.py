@@ -1,13 +1,15 @@
 """The deployments of a table: which flows there are on a server, when they run, and how many at a time. `latent serve` and prefect.yaml are both made of them.
 
-    python -m flows.deployments [--config config.toml] [--pool latent] [--seen-as PATH]
+    python -m flows.deployments [--config config.toml] [--pool latent] [--seen-as PATH] [--force]
 
-writes prefect.yaml, from which `prefect deploy --all` registers them for a work pool; `make deploy` does both. Registers nothing itself.
+writes prefect.yaml, from which `prefect deploy --all` registers them for a work pool; `make deploy` does both. Registers nothing itself. A prefect.yaml
+that someone else wrote, or edited, stays as it is without --force.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,9 +27,9 @@ from prefect.types.entrypoint import EntrypointType
 from flows.analyze import analyze
 from flows.embed import backfill, embed, maintain, nightly
 from flows.evaluate import evaluate
-from flows.server import HEARTBEAT, configured_server
+from flows.server import HEARTBEAT, configured_server, require_answer
 from pipeline.config import Config, load
-from pipeline.errors import EngineError, PipelineError
+from pipeline.errors import ConfigError, EngineError, PipelineError
 
 # One run at a time of each, for each table. A run that comes while another is under way is cancelled, not queued: the next one sees all changes
 # anyway. A backfill may be of another source, so it waits for its turn.
@@ -45,6 +47,7 @@ NOTE = """\
 # What `prefect deploy --all --no-prompt` registers, in the folder of config.toml. Written by `make deploy` from
 # flows/deployments.py and config.toml: change those. The work pool must be there, and its workers need latent installed.
 """
+DIGEST = "# Who edits it is asked before it is replaced. As written, sha256: "
 
 
 def deployments(config: str, settings: Config, overrides: Mapping[str, Any]) -> list[RunnerDeployment]:
@@ -75,7 +78,7 @@ def prefect_yaml(made: list[RunnerDeployment], pool: str) -> str:
     entire: str = yaml.safe_dump(
         {"name": "latent", "pull": [], "deployments": entries}, sort_keys=False, allow_unicode=True, width=120
     )
-    return NOTE + entire
+    return f"{NOTE}{DIGEST}{_digest(entire)}\n{entire}"
 
 
 def _entry(made: RunnerDeployment) -> dict[str, Any]:
@@ -101,22 +104,46 @@ def _entry(made: RunnerDeployment) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write prefect.yaml. Exit code 1 and a line where the config is wrong or no server is configured."""
+    """Write prefect.yaml. Exit code 1 and a line, and nothing written, if the config is wrong, no server answers, or the file is not ours."""
     asked = argparse.ArgumentParser(prog="python -m flows.deployments")
     asked.add_argument("--config", default="config.toml", help="the settings to read")
     asked.add_argument("--pool", default="latent", help="the work pool")
     asked.add_argument("--seen-as", default="", help="the settings' path on the machines of the workers, where it is another there")
     asked.add_argument("--to", default="prefect.yaml", help="the file to write")
+    asked.add_argument("--force", action="store_true", help="replace the file even if someone else wrote or edited it")
     given = asked.parse_args()
     try:
-        here = "{{ $PWD }}/" + given.config if not Path(given.config).is_absolute() else given.config
-        Path(given.to).write_text(
-            prefect_yaml(deployments(given.seen_as or here, load(given.config), {}), given.pool), encoding="utf-8"
-        )
-        if not configured_server():
+        settings = load(given.config)
+        if not (server := configured_server()):
             raise EngineError("no Prefect server is configured, so nothing can be registered: set PREFECT_API_URL")
+        require_answer(server)
+        here = given.config if Path(given.config).is_absolute() else "{{ $PWD }}/" + given.config
+        _write(Path(given.to), prefect_yaml(deployments(given.seen_as or here, settings, {}), given.pool), force=given.force)
     except PipelineError as error:
         sys.exit(f"error: {error}")
+
+
+def _write(path: Path, entire: str, *, force: bool) -> None:
+    """Raises ConfigError for a file that is there and is not as this module wrote it."""
+    if path.exists() and not force and not _is_ours(path.read_bytes()):
+        raise ConfigError(
+            f"{path}: expected a file as 'make deploy' wrote it, got another one. Remove it, or replace it with --force"
+        )
+    try:
+        path.write_text(entire, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another with --to") from None
+
+
+def _is_ours(written: bytes) -> bool:
+    """Whether a file is as `prefect_yaml` wrote it, not edited since."""
+    head, _, rest = written.decode("utf-8", "replace").replace("\r\n", "\n").partition(DIGEST)
+    digest, _, entire = rest.partition("\n")
+    return head == NOTE and digest == _digest(entire)
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def _use_own_home(folder: Path) -> None:
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # without it the server waits for its database in vain
 
 
-def _require_answer(address: str) -> None:
+def require_answer(address: str) -> None:
     """Raises EngineError where nobody answers at a server's API address."""
     try:
         httpx.get(f"{address}/health", timeout=ANSWER_S)
@@ -70,7 +70,7 @@ def local_server(folder: Path, port: int = 0) -> Iterator[str]:
     for name, value in HEARTBEAT.items():
         os.environ.setdefault(name, value)
     if configured := configured_server():
-        _require_answer(configured)
+        require_answer(configured)
         try:
             yield shown(configured).removesuffix("/api")
         except httpx.HTTPStatusError as error:

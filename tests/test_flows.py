@@ -538,6 +538,48 @@ def test_prefect_yaml_is_what_the_deployments_of_config_toml_are() -> None:
     assert (ROOT / "prefect.yaml").read_text() == prefect_yaml(made, "latent"), "make deploy writes it"
 
 
+def write_prefect_yaml(folder: Path, monkeypatch: pytest.MonkeyPatch, server: str, *more: str) -> object:
+    """`python -m flows.deployments` in a folder with a config, in this process; the code or the line it ends with."""
+    from flows.deployments import main
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    monkeypatch.setattr(sys, "argv", ["deployments", *more])
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@pytest.mark.parametrize("server", ["", "http://127.0.0.1:9/api"])
+def test_without_a_server_a_prefect_yaml_stays_as_it_is(desk: Desk, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    (desk.folder / "prefect.yaml").write_text("name: mine\n")
+    said = write_prefect_yaml(desk.folder, monkeypatch, server, "--force")
+    assert re.match(r"error: .*(set PREFECT_API_URL|start it, or unset)", str(said))
+    assert (desk.folder / "prefect.yaml").read_text() == "name: mine\n"
+
+
+def test_a_prefect_yaml_of_someone_else_or_edited_by_hand_is_replaced_only_with_force(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = desk.folder / "prefect.yaml"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/api"
+        assert write_prefect_yaml(desk.folder, monkeypatch, address) == 0
+        assert write_prefect_yaml(desk.folder, monkeypatch, address, "--pool", "other") == 0, "its own is replaced"
+        for mine in ("name: mine\n", written.read_text().replace("0 2 * * *", "0 3 * * *"), written.read_text() + "# mine\n"):
+            written.write_text(mine)
+            said = write_prefect_yaml(desk.folder, monkeypatch, address)
+            assert str(said).startswith("error: prefect.yaml: expected a file as 'make deploy' wrote it")
+            assert written.read_text() == mine
+        assert write_prefect_yaml(desk.folder, monkeypatch, address, "--force") == 0
+        assert "name: latent" in written.read_text()
+        server.shutdown()
+
+
 def test_what_make_deploy_registers_a_worker_runs(served: Served, desk_for: Callable[..., Desk], tmp_path: Path) -> None:
     if not shutil.which("make"):
         pytest.skip("make is not installed")

@@ -101,6 +101,8 @@ def evaluate(
 
     if itself == (queries is not None) or (queries is None) != (qrels is None):
         raise typer.BadParameter("give --queries and --qrels, or --self")
+    if per_query:
+        use_case.require_by_query(per_query)
     table = open_table(config, overrides)
     way = use_case.way(against) if against else None
     rival = table if way is not None or not against else Table(suited(load(config, overrides | {"table.name": against})))

@@ -12,6 +12,7 @@ import typer
 from pipeline.cli.app import ConfigPath, Json, app, overrides
 from pipeline.cli.show import gist, grid, log_to_terminal, printed, progress, words
 from pipeline.config import load
+from pipeline.outputs import require_replaceable
 from pipeline.schema import Progress
 
 TOPICS_SHOWN = 12
@@ -109,6 +110,8 @@ def drift(
 
     settings = load(config, overrides)
     log_to_terminal(verbose=False)
+    if report:
+        require_replaceable(report, "--report")
     with progress() as on_progress:
         done = use_case.drift(settings, since, on_progress, until=until)
         if report:
@@ -247,11 +250,13 @@ def map_(
     pictures = picture or ([] if html or show else [Path("map.png")])
     for file in pictures:
         maps.require_picture(file)
+    folder = html or (Path(f"{settings.table.name}-map") if show else None)
+    if folder:
+        require_replaceable(folder, "--html")
     with progress() as on_progress:
         drawn = maps.draw_map(settings, on_progress)
     for file in pictures:
         maps.save_picture(drawn, file, maps.title_of(settings.table.name, drawn))
-    folder = html or (Path(f"{settings.table.name}-map") if show else None)
     if folder:
         maps.save_page(settings, drawn, folder)
     lines = [

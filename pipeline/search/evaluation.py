@@ -16,6 +16,7 @@ from pipeline.config import Mode
 from pipeline.errors import QueryError
 from pipeline.evaluate import DEPTH, Scores, means, p_values, score
 from pipeline.judgments import Judgments, Queries
+from pipeline.outputs import require_replaceable
 from pipeline.search.table import MODES, How, Table
 
 TIMED = 100  # queries whose time is taken
@@ -107,8 +108,14 @@ def way(name: str) -> How | None:
     return how
 
 
+def require_by_query(path: Path) -> None:
+    """Raises ConfigError where a file is there that is not of an earlier evaluation: asked before the work."""
+    require_replaceable(path, "--per-query", "query,ndcg@10,")
+
+
 def write_by_query(path: Path, done: Evaluation) -> None:
-    """A line a query: its id and its measures."""
+    """A line a query: its id and its measures. Raises ConfigError as `require_by_query`."""
+    require_by_query(path)
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(["query", *done.means])

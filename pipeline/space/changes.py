@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.drift import FALSE_ALARMS, MATTERS
 from pipeline.errors import ConfigError
 from pipeline.layout import LEAST, Plane
+from pipeline.outputs import MARK, require_replaceable
 from pipeline.space.drift import Drift
 from pipeline.space.maps import HUES, NOISE_COLOUR
 
@@ -23,10 +24,12 @@ SEED = 0
 
 
 def save_report(drift: Drift, table: str, file: Path) -> None:
-    """Write it. Raises ConfigError where what draws the map is missing."""
+    """Write it. Raises ConfigError where what draws the map is missing, or another program's file is there."""
+    require_replaceable(file, "--report")
     page = jinja2.Environment(autoescape=True).from_string((files("pipeline.space") / "changes.html").read_text("utf-8"))
     file.parent.mkdir(parents=True, exist_ok=True)
     told = page.render(
+        mark=MARK,
         drift=drift,
         table=table,
         when=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",

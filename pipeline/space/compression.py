@@ -22,7 +22,7 @@ from pipeline.judgments import Judgments, Queries
 from pipeline.run import quiet
 from pipeline.schema import Progress
 from pipeline.search import Table
-from pipeline.space.maps import COLOURS, require_picture
+from pipeline.space.maps import COLOURS, picture_metadata, require_picture
 from pipeline.store import RESCORED, Store
 from pipeline.survey import OnProgress, store_of
 
@@ -163,7 +163,7 @@ def save_curve(done: Compression, file: Path) -> None:
     axes.set(xlabel=f"bytes a vector (float32: {done.full_bytes})", ylabel="kept of what the full vectors have")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150, metadata=picture_metadata(file))
 
 
 def _wanted(write: str, dim: int, rows: int) -> list[str]:

@@ -23,6 +23,7 @@ from pipeline import store
 from pipeline.config import Config
 from pipeline.errors import ConfigError, QueryError, StoreError
 from pipeline.layout import LEAST, Plane
+from pipeline.outputs import MARK, require_replaceable
 from pipeline.run import quiet
 from pipeline.schema import OWN_COLUMNS, Progress
 from pipeline.space.clusters import cluster
@@ -134,6 +135,14 @@ def require_picture(file: Path) -> None:
         raise ConfigError(f"--picture {file}: wanted a name that ends in .png, .svg or .pdf")
     if not file.parent.is_dir():
         raise ConfigError(f"--picture {file}: there is no folder {file.parent}: make it first")
+    require_replaceable(file, "--picture")
+
+
+def picture_metadata(file: Path) -> dict[str, str | None]:
+    """Who made a picture, as its format says it; no date in an SVG, so that the same map is the same file."""
+    if file.suffix == ".svg":
+        return {"Creator": MARK, "Date": None}
+    return {"Creator" if file.suffix == ".pdf" else "Software": MARK}
 
 
 def save_picture(drawn: Map, file: Path, title: str) -> None:
@@ -162,7 +171,7 @@ def save_picture(drawn: Map, file: Path, title: str) -> None:
     axes.set_aspect("equal")
     axes.set_title(title, loc="left", fontsize=13)
     adjust_text(texts, ax=axes, arrowprops={"arrowstyle": "-", "color": "#444444", "lw": 0.8})
-    figure.savefig(file, dpi=150, bbox_inches="tight", metadata={"Date": None} if file.suffix == ".svg" else None)
+    figure.savefig(file, dpi=150, bbox_inches="tight", metadata=picture_metadata(file))
 
 
 def save_page(config: Config, drawn: Map, folder: Path) -> None:
@@ -170,6 +179,7 @@ def save_page(config: Config, drawn: Map, folder: Path) -> None:
 
     A folder that any web server can serve, and that asks nothing of others. Raises ConfigError where embedding-atlas is missing.
     """
+    require_replaceable(folder, "--html")
     try:
         from embedding_atlas.data_source import DataSource
         from embedding_atlas.options import make_embedding_atlas_props
@@ -203,6 +213,8 @@ def save_page(config: Config, drawn: Map, folder: Path) -> None:
     with as_file(files("embedding_atlas") / "static") as static:
         source = DataSource(f"{place.name} {drawn.table_version}", told.to_pandas(), {"props": props})
         source.export_to_folder(str(static), str(folder))
+    index = folder / "index.html"
+    index.write_text(f"{index.read_text(encoding='utf-8')}<!-- {MARK} -->\n", encoding="utf-8")
 
 
 def _free(name: str, taken: Sequence[str]) -> str:

@@ -1,0 +1,51 @@
+"""Files that commands write: another program's file stays, an earlier one of ours is replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Desk, Latent
+
+from pipeline.errors import ConfigError
+from pipeline.outputs import MARK, require_replaceable
+from pipeline.search.evaluation import Evaluation, write_by_query
+
+ASKED = [
+    ("map.png", ["map"]),
+    ("photo.svg", ["map", "--picture", "photo.svg"]),
+    ("site/index.html", ["map", "--html", "site"]),
+    ("site/notes.txt", ["map", "--html", "site"]),
+    ("curve.pdf", ["compress", "--picture", "curve.pdf"]),
+    ("minutes.html", ["drift", "--report", "minutes.html"]),
+    ("queries.csv", ["evaluate", "--self", "--per-query", "queries.csv"]),
+    ("prefect.yaml", ["init", "src", "--config", "prefect.yaml"]),
+]
+
+
+@pytest.mark.parametrize(("name", "command"), ASKED)
+def test_a_file_of_the_users_stays_and_the_command_says_so_before_the_work(
+    desk: Desk, latent: Latent, name: str, command: list[str]
+) -> None:
+    file = desk.folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("query,text\nmine\n")
+    done = latent(desk.folder, *command)
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert "emove it, or name another" in done.err
+    assert file.read_text() == "query,text\nmine\n"
+
+
+def test_the_measures_of_an_earlier_evaluation_are_replaced(tmp_path: Path) -> None:
+    done = Evaluation({"ndcg@10": 1.0, "mrr@10": 1.0}, 1, {}, {"q": {"ndcg@10": 1.0, "mrr@10": 1.0}})
+    for _ in range(2):
+        write_by_query(tmp_path / "each.csv", done)
+    (tmp_path / "qrels.csv").write_text("query,document,relevance\n")
+    with pytest.raises(ConfigError, match=r"--per-query .*qrels.csv: expected a new name"):
+        write_by_query(tmp_path / "qrels.csv", done)
+
+
+def test_a_folder_is_replaced_when_it_is_empty_or_its_page_is_ours(tmp_path: Path) -> None:
+    require_replaceable(tmp_path, "--html")
+    (tmp_path / "index.html").write_text(f"<html></html><!-- {MARK} -->")
+    require_replaceable(tmp_path, "--html")
