@@ -23,6 +23,7 @@ checkpoint, and to resume is to plan again.
            store     the table: fragments, commits, lease, history, indexes (Lance)
            engine    shards over workers (Ray)
            metrics   figures of a run (Prometheus)
+           outputs   files for the user; another program's stay
     join   survey    look before doing: list, sight, plan
            estimate  tokens and time of a plan
            worker    what one worker does with a shard
