@@ -203,7 +203,7 @@ def _sha256(path: Path) -> str:
 
 def _dim(name: str, folder: Path) -> int:
     """Length of the vectors, from the last module that sets one."""
-    keys = ("out_features", "word_embedding_dimension", "embedding_dimension", "hidden_size", "dim")
+    keys = ("out_features", "word_embedding_dimension", "embedding_dimension", "hidden_size", "dim", "projection_dim")
     for module in reversed(_modules(folder)):
         path = folder / str(module.get("path", ""))
         if str(module.get("type", "")).endswith("StaticEmbedding"):

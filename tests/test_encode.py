@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -20,12 +22,18 @@ import torch
 from huggingface_hub import cached_assets_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
     LlamaConfig,
     LlamaModel,
     ModernBertConfig,
@@ -38,10 +46,10 @@ from transformers import (
 )
 
 from pipeline import run
-from pipeline.encode import Encoder, actual_precision, batches, best_device, loss_of
+from pipeline.encode import Encoder, Reranker, actual_precision, batches, best_device, loss_of
 from pipeline.encode.packing import Padder
 from pipeline.errors import EngineError, ModelError, SpecMismatch
-from pipeline.model import resolve
+from pipeline.model import resolve, resolve_reranker
 from pipeline.schema import LocalModel
 from pipeline.verify import AGREES
 
@@ -217,12 +225,16 @@ FAMILIES = {
 }
 
 
-def transformer(folder: Path, kind: type, config: object, **tokenizing: object) -> Path:
-    """A small model of random weights that knows letters."""
+def letters(**tokenizing: object) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows letters."""
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", *LETTERS])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", **tokenizing)
-    words.save_pretrained(folder / "bare")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", **tokenizing)
+
+
+def transformer(folder: Path, kind: type, config: object, **tokenizing: object) -> Path:
+    """A small model of random weights that knows letters."""
+    letters(**tokenizing).save_pretrained(folder / "bare")
     torch.manual_seed(1)
     kind(config).save_pretrained(folder / "bare")
     SentenceTransformer(modules=[Transformer(str(folder / "bare")), Pooling(16)], device="cpu").save(str(folder / "model"))
@@ -247,6 +259,78 @@ def test_a_model_that_takes_no_ids_is_given_its_texts(small_model):
     np.testing.assert_allclose(
         encoder.encode(["w1 w2", "w3"]), SentenceTransformer(str(small_model)).encode(["w1 w2", "w3"]), atol=1e-6
     )
+
+
+@pytest.fixture(scope="module")
+def model_of_pictures(tmp_path_factory) -> Path:
+    """A model of texts and images that takes texts only by its own processor, which cuts them off at three tokens."""
+    folder = tmp_path_factory.mktemp("pictures")
+    layer = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 29, "max_position_embeddings": 40, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0}
+    torch.manual_seed(1)
+    config = CLIPConfig(text_config=layer | text, vision_config=layer | {"image_size": 32, "patch_size": 16}, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder / "bare")
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(pictures, letters(model_max_length=40)).save_pretrained(folder / "bare")
+    model = SentenceTransformer(str(folder / "bare"), device="cpu")
+    model[0].processing_kwargs = {"text": {"max_length": 3}}
+    model.save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture
+def addresses(tmp_path) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Texts that are addresses of media, and what a server hears that one of them names."""
+    heard: list[bytes] = []
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                heard.append(connection.recv(100))
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a"
+        texts = [f"{url}.png", f"{url}.JPG", f"{url}.mp4", f"{url}.mp3", str(tmp_path / "a.png"), "data:image/png;base64,AAAA"]
+        yield texts, heard
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_text_that_is_an_address_of_media_is_neither_fetched_nor_opened(model_of_pictures, addresses):
+    texts, heard = addresses
+    encoder = Encoder(resolve(str(model_of_pictures)), device="cpu")
+    assert encoder._features is None
+    made = encoder.attempt(encoder.prepare(["a b", *texts]))
+    assert (heard, made.failed) == ([], {})
+    expected = SentenceTransformer(str(model_of_pictures), device="cpu").encode([{"text": text} for text in ["a b", *texts]])
+    np.testing.assert_allclose(made.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    with Image.open(texts[-2]) as image:  # a vector of what the path names is another
+        picture = SentenceTransformer(str(model_of_pictures), device="cpu").encode([image])[0]
+    assert made.vectors[-2] @ picture / np.linalg.norm(picture) < 0.999
+
+
+def test_a_query_and_a_passage_that_are_addresses_of_media_are_scored_as_texts(tmp_path, addresses):
+    texts, heard = addresses
+    template = (
+        "{% for m in messages %}{{ 'a ' if m.role == 'query' else 'b ' }}"
+        "{% for c in m.content %}{{ c.text if c.type == 'text' else 'c d e' }} {% endfor %}{% endfor %}"
+    )
+    letters(chat_template=template).save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    shape = {"vocab_size": 29, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(**shape, num_labels=1, initializer_range=0.5)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    reranker = Reranker(resolve_reranker(str(tmp_path)), device="cpu")
+    plain = [text.replace(".", "?").replace("data:", "data?") for text in texts]  # as many unknown words
+    plain = [text.replace("http", "ftp") for text in plain]
+    np.testing.assert_allclose(reranker.scores("f", texts), reranker.scores("f", plain), atol=1e-6)
+    np.testing.assert_allclose(reranker.scores(texts[0], ["f"]), reranker.scores(plain[0], ["f"]), atol=1e-6)
+    assert heard == []
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -307,7 +391,7 @@ def test_a_run_with_a_model_that_takes_no_8_bits_leaves_no_table_behind(desk_for
 CONVERT = """
 import sys
 from pipeline.encode import Encoder, int8
-from pipeline.model import resolve
+from pipeline.model import resolve, resolve_reranker
 convert = int8._convert
 def told(*args):
     print("converted", flush=True)

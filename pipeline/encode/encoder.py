@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from pipeline.encode.batching import ALIKE, Prepared, batches
+from pipeline.encode.inputs import PROBE, TextFeatures
 from pipeline.encode.loss import Loss, known_loss
 from pipeline.errors import EngineError, Failure, ModelError, one_line
 from pipeline.schema import LocalModel
@@ -25,7 +26,6 @@ from pipeline.schema import LocalModel
 log = logging.getLogger("pipeline")
 Vectors = npt.NDArray[np.float32]
 OUT_OF_MEMORY = "encoding failed: out of memory"
-PROBE = "a"  # a text that every model has a vector for
 # No two neighbours alike, and longer than the windows of models that attend within one.
 LONG_PROBE = " ".join(string.ascii_lowercase[i * i % 26] for i in range(300))
 SAME, SAME_SHORT = 1e-5, 2e-2  # by how much numbers of equal vectors differ, in float32 and in shorter arithmetic
@@ -105,6 +105,7 @@ class Encoder:
             for tensor in itertools.chain(self._model.parameters(), self._model.buffers()):
                 tensor.data = tensor.data.clone()  # loaded, it is the file: to write over that would change vectors, or kill
             self._tokenizer = _tokenizer(self._model, model.max_tokens)
+            self._text_features = TextFeatures(self._model)
             probe = self._by_text([PROBE])
         except Exception as error:  # each library, and the code of a trusted model, has errors of its own
             raise ModelError(
@@ -200,7 +201,7 @@ class Encoder:
         try:
             if self._features is not None:
                 return self._forward(self._features(given.of(batch)))
-            return self._forward(self._model.preprocess([given.texts[i] for i in batch]))
+            return self._forward(self._text_features([given.texts[i] for i in batch]))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 memory, the device, the code of a trusted model
@@ -209,7 +210,7 @@ class Encoder:
 
     def _by_text(self, texts: list[str]) -> Vectors:
         """As sentence-transformers does it: any model, any module."""
-        return _fetched(self._forward(self._model.preprocess(texts)))
+        return _fetched(self._forward(self._text_features(texts)))
 
     def _faithful(self, tolerance: float, *, packed: bool) -> Any | None:
         """What makes features of ids for this model; None where none gives the vectors that sentence-transformers gives.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode.encoder import best_device, quiet
+from pipeline.encode.inputs import pair_inputs
 from pipeline.errors import ModelError, one_line
 from pipeline.schema import LocalModel
 
@@ -70,7 +71,12 @@ def _with_sentence_transformers(model: LocalModel, device: str) -> Any:
         model_kwargs={"use_safetensors": True},
     )
     together = PAIRS_ON_CPU if chosen == "cpu" else PAIRS
-    return lambda pairs: encoder.predict(pairs, batch_size=together, show_progress_bar=False) if pairs else []
+    as_input = pair_inputs(encoder)
+
+    def scored(pairs: list[tuple[str, str]]) -> Any:
+        return encoder.predict([as_input(*pair) for pair in pairs], batch_size=together, show_progress_bar=False) if pairs else []
+
+    return scored
 
 
 def _with_onnx(model: LocalModel) -> Any:
