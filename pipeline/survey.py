@@ -199,7 +199,7 @@ def survey(
     if changes.changed or len(changes.unchanged) < recorded.num_rows:
         reopened |= shadowing(quarantine)
         changes = compare_files(files, recorded, reading, reopened, backfilled)
-    sightings, refused, opened = [SIGHTINGS.empty_table()], dict[str, str](), set[int]()
+    sightings, refused, opened = [SIGHTINGS.empty_table()], dict(listing.unreadable), set[int]()
     spared = store.spared_of(at.store, at.config.duplicates.similarity) if settings.skip_near_duplicates else None
     left: dict[tuple[str, str], str] = {}
     while True:

@@ -150,6 +150,18 @@ def test_a_row_that_cannot_be_told_takes_no_other_with_it(desk: Desk, case: str)
     assert sound(desk)
 
 
+def test_a_file_whose_name_is_not_utf8_is_quarantined_by_its_escaped_name_and_the_others_are_embedded(desk: Desk) -> None:
+    desk.write("x.jsonl", [FIRST])
+    (desk.source / os.fsdecode(b"caf\xe9.md")).write_text("w2")
+    report = desk.embed()
+    assert (report.documents.added, report.files_refused) == (1, 1)
+    assert [(q["source_file"], q["reason"]) for q in desk.side("quarantine")] == [
+        ("caf\\xe9.md", "unreadable file: its name is not UTF-8: rename it")
+    ]
+    assert sound(desk)
+    assert desk.embed(engine=None).documents.unchanged == 1
+
+
 def test_fifty_megabytes_of_one_word_are_kept_apart_and_healed_by_words(desk: Desk) -> None:
     desk.write("x.jsonl", [FIRST, {"id": "bad", "text": "w2" * 25_000_000}, LAST])
     assert desk.embed().documents.added == 2

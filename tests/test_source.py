@@ -239,6 +239,80 @@ def test_a_link_back_to_its_own_folder_doubles_no_document(tmp_path):
     assert [f.path for f in list_files(locate(f"{tmp_path}/docs"), "auto").files] == ["a.md"]
 
 
+@pytest.mark.parametrize(
+    "links", [{"latest": ".", "stable": "."}, {"a/b": "../b", "b/a": "../a"}, {"a/up": "..", "b/up": "..", "c": "a"}]
+)
+def test_links_that_lead_back_end_and_name_each_file_by_its_own_path(tmp_path, links):
+    for name in ("a/x.md", "b/y.md"):
+        put(tmp_path / name, b"x")
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    paths = [f.path for f in list_files(locate(str(tmp_path)), "auto").files]
+    assert {"a/x.md", "b/y.md"} <= set(paths)
+    assert len(paths) <= 4
+
+
+def test_many_links_to_one_folder_name_its_files_once_more_and_not_once_a_link(tmp_path):
+    put(tmp_path / "real/a.md", b"x")
+    for i in range(30):
+        (tmp_path / f"link{i}").symlink_to("real")
+    assert [f.path for f in list_files(locate(str(tmp_path)), "auto").files] == ["link0/a.md", "real/a.md"]
+
+
+def test_a_link_to_a_folder_that_begins_with_a_dot_is_the_only_way_to_its_files(tmp_path):
+    put(tmp_path / "..2026/a.md", b"x")  # as Kubernetes mounts a ConfigMap
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "a.md").symlink_to("..data/a.md")
+    (tmp_path / "now").symlink_to("..2026")
+    assert [f.path for f in list_files(locate(str(tmp_path)), "auto").files] == ["a.md", "now/a.md"]
+
+
+def test_a_file_whose_name_is_not_utf8_is_named_escaped_and_its_neighbours_are_listed(tmp_path):
+    put(tmp_path / "a.md", b"x")
+    for name in (b"caf\xe9.md", b"b\xff/b.md", b"caf\xe9.pdf"):
+        put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)), b"x")
+    listing = list_files(locate(str(tmp_path)), "auto")
+    assert [f.path for f in listing.files] == ["a.md"]
+    assert set(listing.unreadable) == {"b\\xff/b.md", "caf\\xe9.md"}
+    assert listing.ignored == ("caf\\xe9.pdf",)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("/**/*.{md,txt}", ["a.md", "s/b.md", "s/t/c.md", "z.txt"]),
+        ("/{a,z}.*", ["a.md", "z.txt"]),
+        ("/s/{b.md,t/*.{md,txt}}", ["b.md", "t/c.md"]),
+        ("/{s/t,s}/*.md", ["s/b.md", "s/t/c.md"]),
+        ("/{a}.md", []),
+    ],
+)
+def test_braces_stand_for_any_of_what_they_hold(tmp_path, scheme, uri, found):
+    for name in ("z.txt", "s/t/c.md", "a.md", "s/b.md", "y.pdf"):
+        put(tmp_path / "docs" / name, b"x")
+    assert [f.path for f in list_files(locate(f"{scheme}{tmp_path}/docs{uri}"), "auto").files] == found
+
+
+@pytest.mark.parametrize("name", ["a {draft}.md", "a [1].md", "{a,b}.md"])
+def test_a_file_with_brackets_or_braces_in_its_name_is_found_by_its_name(tmp_path, name):
+    put(tmp_path / name, b"x")
+    assert [f.path for f in list_files(locate(f"{tmp_path}/{name}"), "auto").files] == [name]
+
+
+def test_a_folder_that_may_not_be_read_stops_the_listing_and_loses_no_file(tmp_path):
+    put(tmp_path / "a.md", b"x")
+    put(tmp_path / "s/b.md", b"x")
+    (tmp_path / "s").chmod(0)
+    try:
+        if os.access(tmp_path / "s", os.R_OK):
+            pytest.skip("this user may read everything")
+        with pytest.raises(SourceError, match="cannot be listed"):
+            list_files(locate(str(tmp_path)), "auto")
+    finally:
+        (tmp_path / "s").chmod(0o700)
+
+
 # --- what is wrong with a row ---------------------------------------------------------------------------------------
 
 

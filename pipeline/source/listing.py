@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -17,6 +17,7 @@ from pyarrow import fs
 from pipeline.errors import SourceError, SourceUnreachable, shown
 from pipeline.schema import FileState
 from pipeline.source.formats import format_of
+from pipeline.source.walk import Entry, walk
 
 # Two writes within one tick of the clock that stamps files leave the same time on both. A listing waits until the
 # youngest stamp is past, so that any later write shows.
@@ -33,6 +34,7 @@ class Origin:
     filesystem: fs.FileSystem
     root: str  # folder that paths and ids are below
     pattern: str  # glob below the root; a single file's name; "" for all files
+    single: bool = False  # the pattern is a file's name, whatever characters it has
 
     @property
     def local(self) -> bool:
@@ -45,6 +47,7 @@ class Listing:
 
     files: tuple[FileState, ...]
     ignored: tuple[str, ...] = field(default=())  # of a kind that format = "auto" does not know, or links out of the source
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # escaped path → reason, of files that no reader can open
 
 
 def locate(uri: str) -> Origin:
@@ -56,9 +59,9 @@ def locate(uri: str) -> Origin:
         path, _, query = uri.removeprefix(scheme).partition("?")
         scheme = scheme.replace("az://", "abfs://")
     parts = path.split("/")
-    wild = re.compile(r"[*\[]" if scheme else r"[*?\[]")  # in a URI, ? begins the query
+    wild = re.compile(r"[*\[{]" if scheme else r"[*?\[{]")  # in a URI, ? begins the query
     fixed = 0
-    # A name with brackets is a name where it exists.
+    # A name with brackets or braces is a name where it exists.
     while fixed < len(parts) and (not wild.search(parts[fixed]) or (not scheme and Path("/".join(parts[: fixed + 1])).exists())):
         fixed += 1
     base, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
@@ -75,7 +78,7 @@ def locate(uri: str) -> Origin:
     if info.type == fs.FileType.NotFound:
         raise SourceError(f"source {shown(uri)}: no such file or folder {root!r}: check [source] uri")
     if info.type == fs.FileType.File:
-        return Origin(filesystem, root.rpartition("/")[0], root.rpartition("/")[2])
+        return Origin(filesystem, root.rpartition("/")[0], root.rpartition("/")[2], single=True)
     return Origin(filesystem, root.rstrip("/"), pattern)
 
 
@@ -114,25 +117,59 @@ def _open_store(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _look(origin: Origin, format: str) -> Listing:
-    single = origin.pattern and not re.search(r"[*?\[]", origin.pattern)
-    below = fs.FileSelector(origin.root, recursive=True)
+    single = origin.single or (origin.pattern and not re.search(r"[*?\[{]", origin.pattern))
     with _reachable(f"source {origin.root}: cannot be listed"):
-        found = origin.filesystem.get_file_info([f"{origin.root}/{origin.pattern}"] if single else below)
-        infos = {info.path: info for info in found}
-    astray = {full for full, info in infos.items() if origin.local and not single and _leads_astray(info, origin.root)}
-    below_them = tuple(f"{path}/" for path in astray)
-    matches = re.compile(glob_translate(origin.pattern or "**")).match
-    states, ignored = [], []
-    for full, info in infos.items():
-        path = full[len(origin.root) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in path.split("/"))
-        if info.type != fs.FileType.File or hidden or not (single or matches(path)) or full.startswith(below_them):
-            continue
-        if full in astray or (format == "auto" and format_of(path) is None):
-            ignored.append(path)
+        if single or not origin.local:
+            below = fs.FileSelector(origin.root, recursive=True)
+            found = origin.filesystem.get_file_info([f"{origin.root}/{origin.pattern}"] if single else below)
+            entries = [_entry(origin, info) for info in found if info.type == fs.FileType.File]
         else:
-            states.append(_state(origin, path, info))
-    return Listing(tuple(sorted(states, key=lambda s: s.path)), tuple(sorted(ignored)))
+            entries = list(walk(origin.root))
+    matches = _matcher("" if single else origin.pattern)
+    states, ignored, unreadable = [], [], {}
+    for entry in entries:
+        if entry.leads_out:
+            ignored.append(_escaped(entry.path))
+        elif _hidden(entry.path) or not matches(entry.path):
+            continue
+        elif format == "auto" and format_of(entry.path) is None:
+            ignored.append(_escaped(entry.path))
+        elif (name := _escaped(entry.path)) != entry.path:
+            unreadable[name] = "its name is not UTF-8: rename it"
+        else:
+            states.append(FileState(entry.path, entry.size, entry.modified))
+    return Listing(tuple(sorted(states, key=lambda s: s.path)), tuple(sorted(ignored)), unreadable)
+
+
+def _entry(origin: Origin, info: fs.FileInfo) -> Entry:
+    state = _state(origin, info.path[len(origin.root) :].lstrip("/"), info)
+    return Entry(state.path, state.size, state.modified)
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _escaped(path: str) -> str:
+    """Write bytes of the path that are not UTF-8 as escapes, so that it can be stored."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _matcher(pattern: str) -> Callable[[str], object]:
+    """Whether a path matches the glob; each `{a,b}` of it stands for either."""
+    return re.compile("|".join(f"(?:{glob_translate(p)})" for p in _alternatives(pattern or "**"))).match
+
+
+BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")  # innermost: what holds no other
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The patterns that one with braces stands for, as a shell expands them; braces without a comma are characters."""
+    found = BRACES.search(pattern)
+    if not found:
+        return [pattern]
+    before, behind = pattern[: found.start()], pattern[found.end() :]
+    return list(dict.fromkeys(p for part in found[1].split(",") for p in _alternatives(before + part + behind)))
 
 
 def _state(origin: Origin, path: str, info: fs.FileInfo) -> FileState:
@@ -146,7 +183,7 @@ def _reachable(what: str) -> Iterator[None]:
     """What a file system raises, in one line."""
     try:
         yield
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise SourceError(f"{what}: a file's name is not UTF-8: rename it") from None
     except OSError as error:
         raise _blame(error)(f"{what}: {first_line(error)}") from None
@@ -155,16 +192,6 @@ def _reachable(what: str) -> Iterator[None]:
 def _blame(error: BaseException) -> type[SourceError]:
     """A store or disk that fails may answer later; what may not be read, or is no URI, will not."""
     return SourceUnreachable if isinstance(error, OSError) and not isinstance(error, PermissionError) else SourceError
-
-
-def _leads_astray(info: fs.FileInfo, root: str) -> bool:
-    """Whether this is a link out of the source, or a link to a folder that it lies in: what is below that is listed already."""
-    path = Path(info.path)
-    if not path.is_symlink():
-        return False
-    target = path.resolve()
-    back = info.type == fs.FileType.Directory and path.parent.resolve().is_relative_to(target)
-    return back or not target.is_relative_to(Path(root).resolve())
 
 
 def _wait_out_tick(states: Iterable[FileState], tick_ns: int) -> bool:
