@@ -240,7 +240,13 @@ def test_a_link_back_to_its_own_folder_doubles_no_document(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "links", [{"latest": ".", "stable": "."}, {"a/b": "../b", "b/a": "../a"}, {"a/up": "..", "b/up": "..", "c": "a"}]
+    "links",
+    [
+        {"latest": ".", "stable": "."},
+        {"a/b": "../b", "b/a": "../a"},
+        {"a/up": "..", "b/up": "..", "c": "a"},
+        {"self": "self", "x": "y", "y": "x"},
+    ],
 )
 def test_links_that_lead_back_end_and_name_each_file_by_its_own_path(tmp_path, links):
     for name in ("a/x.md", "b/y.md"):
