@@ -26,8 +26,8 @@ check: .venv/ready-dev  ## lint, format, types
 
 POOL ?= latent
 CONFIG ?= config.toml
-deploy: .venv/ready  ## the deployments of CONFIG, on the configured Prefect server, for the workers of POOL; writes prefect.yaml
-	$(BIN)/python -m flows.deployments --config $(CONFIG) --pool $(POOL) $(ARGS)
+deploy: .venv/ready  ## the deployments of CONFIG, on the configured Prefect server, for the workers of POOL, which find it at SEEN_AS; writes prefect.yaml
+	$(BIN)/python -m flows.deployments --config $(CONFIG) --pool $(POOL) $(if $(SEEN_AS),--seen-as $(SEEN_AS)) $(ARGS)
 	$(BIN)/prefect work-pool inspect $(POOL) > /dev/null 2>&1 || $(BIN)/prefect work-pool create --type process $(POOL)
 	PWD="$(CURDIR)" $(BIN)/prefect --no-prompt deploy --all
 

@@ -27,9 +27,9 @@ from prefect.types.entrypoint import EntrypointType
 from flows.analyze import analyze
 from flows.embed import backfill, embed, maintain, nightly
 from flows.evaluate import evaluate
-from flows.server import HEARTBEAT, configured_server, require_answer
+from flows.server import HEARTBEAT, configured_server, on_loopback, require_answer
 from pipeline.config import Config, load
-from pipeline.errors import ConfigError, EngineError, PipelineError
+from pipeline.errors import ConfigError, EngineError, PipelineError, shown
 
 # One run at a time of each, for each table. A run that comes while another is under way is cancelled, not queued: the next one sees all changes
 # anyway. A backfill may be of another source, so it waits for its turn.
@@ -117,8 +117,14 @@ def main() -> None:
         if not (server := configured_server()):
             raise EngineError("no Prefect server is configured, so nothing can be registered: set PREFECT_API_URL")
         require_answer(server)
+        if not given.seen_as and not on_loopback(server):
+            raise ConfigError(
+                f"--seen-as: expected where the workers of {shown(server)} find {given.config}, got nothing. "
+                f"Give their path: make deploy SEEN_AS=/etc/latent/config.toml, or SEEN_AS={Path(given.config).absolute()}"
+            )
         here = given.config if Path(given.config).is_absolute() else "{{ $PWD }}/" + given.config
         _write(Path(given.to), prefect_yaml(deployments(given.seen_as or here, settings, {}), given.pool), force=given.force)
+        sys.stdout.write(f"{given.to}: runs in the pool {given.pool} read {given.seen_as or Path(given.config).absolute()}\n")
     except PipelineError as error:
         sys.exit(f"error: {error}")
 

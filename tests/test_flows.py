@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
+import yaml
 from conftest import Desk, words
 
 from pipeline.config import load
@@ -538,6 +539,13 @@ def test_prefect_yaml_is_what_the_deployments_of_config_toml_are() -> None:
     assert (ROOT / "prefect.yaml").read_text() == prefect_yaml(made, "latent"), "make deploy writes it"
 
 
+def test_the_server_of_serve_drops_runs_that_ended_long_ago(served: Served) -> None:
+    known = httpx.get(f"{served.address}/api/admin/settings", timeout=30).raise_for_status().json()
+    vacuum = known["server"]["services"]["db_vacuum"]
+    assert set(vacuum["enabled"]) == {"events", "flow_runs"}
+    assert vacuum["retention_period"] == 90 * 24 * 3600
+
+
 def write_prefect_yaml(folder: Path, monkeypatch: pytest.MonkeyPatch, server: str, *more: str) -> object:
     """`python -m flows.deployments` in a folder with a config, in this process; the code or the line it ends with."""
     from flows.deployments import main
@@ -578,6 +586,43 @@ def test_a_prefect_yaml_of_someone_else_or_edited_by_hand_is_replaced_only_with_
         assert write_prefect_yaml(desk.folder, monkeypatch, address, "--force") == 0
         assert "name: latent" in written.read_text()
         server.shutdown()
+
+
+def test_on_a_server_elsewhere_make_deploy_asks_where_its_workers_find_the_config(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        elsewhere = f"http://{socket.gethostname()}:{server.server_address[1]}/api"
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_address[1]}")  # however the name is resolved
+        said = write_prefect_yaml(desk.folder, monkeypatch, elsewhere)
+        assert str(said).startswith("error: --seen-as: expected where the workers of")
+        assert not (desk.folder / "prefect.yaml").exists()
+        assert write_prefect_yaml(desk.folder, monkeypatch, elsewhere, "--seen-as", "/etc/latent/config.toml") == 0
+        assert str(desk.folder) not in (desk.folder / "prefect.yaml").read_text()
+        assert "config: /etc/latent/config.toml" in (desk.folder / "prefect.yaml").read_text()
+        server.shutdown()
+
+
+def test_the_prefect_worker_of_the_manifests_registers_the_schedule_of_its_config(
+    served: Served, desk_for: Callable[..., Desk], tmp_path: Path
+) -> None:
+    desk = desk_for(tmp_path / "manifests", more='[table]\nname = "manifests"\n[schedule]\nnightly = "0 3 * * *"\n')
+    documents = yaml.safe_load_all((ROOT / "infra/kubernetes/base/prefect-worker.yaml").read_text())
+    (register,) = next(documents)["spec"]["template"]["spec"]["initContainers"]
+    line = [*register["command"], *register["args"]]
+    mounted = {"/tmp/": f"{tmp_path}/", "/etc/latent/config.toml": str(desk.config_path), " latent": " manifested"}
+    for there, here in mounted.items():
+        line = [each.replace(there, here) for each in line]
+    environment = served.environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for _ in range(2):  # a pod that starts anew registers them once more
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    made = served.deployments("manifests")
+    assert made.keys() == FLOWS
+    assert [each["schedule"]["cron"] for each in made["nightly"]["schedules"]] == ["0 3 * * *"]
+    assert {each["parameters"]["config"] for each in made.values()} == {str(desk.config_path)}
+    assert {each["work_pool_name"] for each in made.values()} == {"manifested"}
 
 
 def test_what_make_deploy_registers_a_worker_runs(served: Served, desk_for: Callable[..., Desk], tmp_path: Path) -> None:

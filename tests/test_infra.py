@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -81,34 +82,92 @@ def test_compose_expands_with_every_secret_from_outside_and_publishes_on_loopbac
         assert each["healthcheck"]["test"], name
         assert each["image"] == "latent" or re.fullmatch(r"\S+:v?\d+\.\d+\S*", each["image"]), f"{name} names a version"
         assert {port["host_ip"] for port in each.get("ports", [])} <= {"127.0.0.1"}, name
+        limits = each["deploy"]["resources"]["limits"]
+        assert float(limits["cpus"]) > 0, name
+        assert int(limits["memory"]) >= 512 << 20, name
+        assert each["logging"] == {"driver": "json-file", "options": {"max-file": "5", "max-size": "10m"}}, name
+    assert expanded["services"]["prefect"]["environment"]["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"] == "events,flow_runs"
 
 
 def documents(text: str) -> list[dict]:
     return [each for each in yaml.safe_load_all(text) if each]
 
 
+def rendered(overlay: str, kubernetes: Path = INFRA / "kubernetes") -> list[dict]:
+    return documents(printed(tool("kubectl"), "kustomize", str(kubernetes / "overlays" / overlay)))
+
+
+def pods(manifests: list[dict]) -> dict[str, dict]:
+    """The pod templates of the manifests by name, with the labels that KubeRay and Deployments give their pods."""
+    found = {}
+    for each in manifests:
+        name, spec = each["metadata"]["name"], each.get("spec", {})
+        if each["kind"] == "Deployment":
+            found[name] = spec["template"]
+        if each["kind"] == "CronJob":
+            found[name] = spec["jobTemplate"]["spec"]["template"]
+        if each["kind"] == "RayCluster":
+            groups = {"head": spec["headGroupSpec"]} | {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+            for group, given in groups.items():
+                given["template"]["metadata"]["labels"] |= {
+                    "ray.io/cluster": name,
+                    "ray.io/node-type": "head" if group == "head" else "worker",
+                }
+                found[f"ray-{group}"] = given["template"]
+    return found
+
+
+def selects(selector: dict, labels: dict) -> bool:
+    wanted = selector.get("matchLabels", {}).items() <= labels.items()
+    return wanted and all(
+        labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", []) if each["operator"] == "In"
+    )
+
+
+def may_reach(manifests: list[dict], pod: dict, port: int, *, address: str = "", namespace: dict | None = None) -> bool:
+    """Whether the policies let a pod speak to an address, or to any pod of a namespace with these labels, by TCP."""
+    rules = [
+        rule
+        for each in manifests
+        if each["kind"] == "NetworkPolicy" and selects(each["spec"]["podSelector"], pod["metadata"]["labels"])
+        for rule in each["spec"].get("egress", [])
+        if "ports" not in rule or any((p["protocol"], p["port"]) == ("TCP", port) for p in rule["ports"])
+    ]
+
+    def within(peer: dict) -> bool:
+        if "ipBlock" in peer and address:
+            block = peer["ipBlock"]
+            there = ipaddress.ip_address(address)
+            return there in ipaddress.ip_network(block["cidr"]) and not any(
+                there in ipaddress.ip_network(each) for each in block.get("except", [])
+            )
+        return (
+            namespace is not None and "podSelector" not in peer and selects(peer.get("namespaceSelector", {"none": 1}), namespace)
+        )
+
+    return any(within(peer) for rule in rules for peer in rule["to"])
+
+
 @pytest.mark.parametrize("overlay", ["cpu", "cuda"])
 def test_an_overlay_renders_to_what_kubernetes_takes_and_runs_nobody_with_rights(overlay: str) -> None:
     kubernetes = pytest.importorskip("kubernetes_validate")
-    manifests = documents(printed(tool("kubectl"), "kustomize", str(INFRA / "kubernetes/overlays" / overlay)))
+    manifests = rendered(overlay)
     for each in manifests:
         if not each["apiVersion"].startswith("ray.io/"):
             kubernetes.validate(each, KUBERNETES, strict=True)
-    (cluster,) = [each["spec"] for each in manifests if each["kind"] == "RayCluster"]
-    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    assert set(groups) == {"cpu", "driver"} | ({"gpu"} if overlay == "cuda" else set())
-    templates = [group["template"] for group in (cluster["headGroupSpec"], *groups.values())]
-    for template in templates:  # KubeRay's own schema leaves these to Kubernetes
+    templates = pods(manifests)
+    ray = {name for name in templates if name.startswith("ray-")}
+    assert ray == {"ray-head", "ray-cpu"} | ({"ray-gpu"} if overlay == "cuda" else set())
+    assert templates.keys() - ray == {"latent-search", "latent-prefect-worker", "latent-backfill"}
+    accounts = {each["metadata"]["name"] for each in manifests if each["kind"] == "ServiceAccount"}
+    for template in templates.values():  # KubeRay's own schema leaves its pods to Kubernetes
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"} | template["metadata"], "spec": template["spec"]}
         kubernetes.validate(pod, KUBERNETES, strict=True)
-    templates += [each["spec"]["template"] for each in manifests if each["kind"] == "Deployment"]
-    accounts = {each["metadata"]["name"] for each in manifests if each["kind"] == "ServiceAccount"}
-    for template in templates:
-        pod = template["spec"]
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["serviceAccountName"] in accounts
-        for container in pod["containers"]:
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["serviceAccountName"] in accounts
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
             assert container["image"].startswith("registry.example.com/latent:0.1.0-")
             assert {"requests", "limits"} <= container["resources"].keys()
             context = container["securityContext"]
@@ -117,19 +176,91 @@ def test_an_overlay_renders_to_what_kubernetes_takes_and_runs_nobody_with_rights
     assert not [each for each in manifests if each["kind"] == "Secret"]
 
 
-def test_the_backfill_asks_for_what_the_cluster_has() -> None:
-    (job,) = documents((INFRA / "kubernetes/backfill.yaml").read_text())
-    (cluster,) = documents((INFRA / "kubernetes/base/ray.yaml").read_text())
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    (driver,) = [group for group in cluster["spec"]["workerGroupSpecs"] if group["groupName"] == "driver"]
-    assert json.loads(job["spec"]["entrypointResources"]).keys() <= driver["resources"].keys()
-    assert driver["maxReplicas"] > 0
+def test_a_backfill_on_a_cluster_lets_nights_pass_ends_and_leaves_nothing_behind() -> None:
+    (backfill,) = [each["spec"] for each in rendered("cpu") if each["kind"] == "CronJob"]
+    assert backfill["suspend"], "nothing starts it by itself"
+    job = backfill["jobTemplate"]["spec"]
+    assert min(job["backoffLimit"], job["activeDeadlineSeconds"], job["ttlSecondsAfterFinished"]) > 0
+    (container,) = job["template"]["spec"]["containers"]
+    launcher = (INFRA / "ray-cluster.yaml").read_text()
+    lines = [*container["args"], *launcher.splitlines(), *(INFRA / "README.md").read_text().splitlines()]
+    runs = [line for line in lines if re.search(r"latent run\b.*--config", line)]
+    assert len(runs) >= 2
+    assert all("--backfill" in line for line in runs)
+
+
+def test_a_changed_config_map_is_another_one_wherever_it_is_named(tmp_path: Path) -> None:
+    shutil.copytree(INFRA / "kubernetes", tmp_path / "kubernetes")
+
+    def named() -> dict[str, list[str]]:
+        manifests = rendered("cuda", tmp_path / "kubernetes")
+        there = {each["metadata"]["name"] for each in manifests if each["kind"] == "ConfigMap"}
+        names = {
+            pod: sorted(re.findall(r"latent-(?:config|environment)[\w-]*", json.dumps(template)))
+            for pod, template in pods(manifests).items()
+        }
+        assert {name for each in names.values() for name in each} == there
+        return names
+
+    before = named()
+    for name, old, new in (
+        ("config.toml", "cpus_per_worker = 4", "cpus_per_worker = 2"),
+        ("kustomization.yaml", "eu-central-1", "x"),
+    ):
+        file = tmp_path / "kubernetes/base" / name
+        file.write_text(file.read_text().replace(old, new))
+    after = named()
+    assert set(before) == set(after)
+    assert all(not set(before[pod]) & set(after[pod]) for pod in before)
+    assert {pod for pod, names in before.items() if not names} == {"ray-head"}
+
+
+def test_policies_let_pods_reach_names_identities_and_a_store_in_the_cluster(tmp_path: Path) -> None:
+    manifests = rendered("cpu")
+    store = {"kubernetes.io/metadata.name": "minio", "latent/holds-store": "true"}
+    for name, pod in pods(manifests).items():
+        assert may_reach(manifests, pod, 53, address="169.254.20.10"), f"{name}: NodeLocal DNSCache"
+        if name == "ray-head":
+            continue  # it touches no store
+        assert may_reach(manifests, pod, 9000, namespace=store), f"{name}: a store in the cluster"
+        assert not may_reach(manifests, pod, 9000, namespace={"kubernetes.io/metadata.name": "other"})
+        assert may_reach(manifests, pod, 443, address="52.219.1.1"), f"{name}: a store outside"
+        assert may_reach(manifests, pod, 80, address="169.254.170.23"), f"{name}: EKS Pod Identity"
+        assert not may_reach(manifests, pod, 80, address="169.254.169.254"), f"{name}: the machine's own rights"
+    shutil.copytree(INFRA / "kubernetes", tmp_path / "kubernetes")
+    with (tmp_path / "kubernetes/overlays/cpu/kustomization.yaml").open("a") as overlay:
+        overlay.write("components: [../../components/gke]\n")
+    on_gke = rendered("cpu", tmp_path / "kubernetes")
+    assert may_reach(on_gke, pods(on_gke)["ray-cpu"], 80, address="169.254.169.254")
+    assert may_reach(on_gke, pods(on_gke)["latent-search"], 988, address="169.254.169.252")
+    assert not may_reach(on_gke, pods(on_gke)["ray-head"], 80, address="169.254.169.254")
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "cuda"])
+def test_a_drain_waits_for_every_pod_that_holds_a_night(overlay: str) -> None:
+    manifests = rendered(overlay)
+    budgets = [each["spec"] for each in manifests if each["kind"] == "PodDisruptionBudget"]
+    assert all(budget["minAvailable"] == 1 for budget in budgets)
+    for name, pod in pods(manifests).items():
+        if name == "latent-backfill":
+            continue  # it goes on from where it was cut off, on another node
+        matching = [budget for budget in budgets if selects(budget["selector"], pod["metadata"]["labels"])]
+        assert len(matching) == 1, f"{name}: two budgets for one pod refuse every eviction"
+        if name != "latent-search":
+            assert (
+                pod["metadata"]["annotations"].items()
+                >= {
+                    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                    "karpenter.sh/do-not-disrupt": "true",
+                }.items()
+            ), name
 
 
 def test_the_configs_of_the_manifests_are_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for overlay in ("cpu", "cuda"):
-        manifests = documents(printed(tool("kubectl"), "kustomize", str(INFRA / "kubernetes/overlays" / overlay)))
-        maps = {each["metadata"]["name"]: each["data"] for each in manifests if each["kind"] == "ConfigMap"}
+        maps = {
+            each["metadata"]["name"].rpartition("-")[0]: each["data"] for each in rendered(overlay) if each["kind"] == "ConfigMap"
+        }
         (tmp_path / "config.toml").write_text(maps["latent-config"]["config.toml"])
         for name, value in maps["latent-environment"].items():
             if name.startswith("LATENT_"):
@@ -241,6 +372,9 @@ def test_the_services_of_compose_come_up_and_a_nightly_run_completes(
             "latent", "python", "-c", "import urllib.request as u; print(u.urlopen('http://prefect:4200/api/metrics').read())"
         )
         assert "python_info" in asked.stdout, asked.stderr
+        read = "import urllib.request as u; print(u.urlopen('http://prefect:4200/api/admin/settings').read().decode())"
+        known = house.run("latent", "python", "-c", read)
+        assert set(json.loads(known.stdout)["server"]["services"]["db_vacuum"]["enabled"]) == {"events", "flow_runs"}, known.stderr
         for name in reversed(list(house.running)):
             house.stop(name)
     assert not Path(f"/proc/{house.init}").exists()
