@@ -154,10 +154,10 @@ class Model(_Section):
         "auto",
         description="of the encoder's arithmetic: auto (float32) | float32 | bfloat16 | float16 | int8 (on CPUs; needs latent[int8])",
     )
-    query_prompt: str = Field(
-        "", description="put before queries; empty: what the model itself asks for, if it asks for nothing before documents"
+    query_prompt: str = Field("", description='put before queries; empty: what the model\'s own file asks for; "none": nothing')
+    document_prompt: str = Field(
+        "", description='put before documents, part of the spec; empty: what the model\'s own file asks for; "none": nothing'
     )
-    document_prompt: str = Field("", description="put before documents; part of the spec")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
     @model_validator(mode="after")

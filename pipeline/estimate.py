@@ -40,7 +40,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
         at.model.max_tokens,
         at.config.chunk.tokens,
         at.config.chunk.overlap,
-        settings.document_prompt,
+        at.spec.document_prompt,
     )
     encoder = Encoder(at.model, device=settings.device, precision=settings.precision, threads=at.config.ray.cpus_per_worker)
     if encoder.loss:
@@ -50,8 +50,8 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     chunks, _ = cut(documents, chunker, at.config.source.format)
     held = vectors_of(at.store, chunks["chunk_hash"].to_pylist())
     texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
-    fresh = [settings.document_prompt + text for h, text in texts.items() if h not in held]
-    rate = _tokens_per_second(encoder, fresh)
+    fresh = [text for h, text in texts.items() if h not in held]
+    rate = _tokens_per_second(encoder, fresh, at.spec.document_prompt)
     count = sum(map(len, outlook.plan.shards))
     if at.config.chunk.tokens == "truncate":  # what is cut off has characters but no tokens
         scale = count / max(documents.num_rows, 1)
@@ -59,7 +59,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
         scale = outlook.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
     cut_up = count + (chunks.num_rows - documents.num_rows) * scale  # each document has a chunk, and more by its length
     new = len(fresh) / max(chunks.num_rows, 1)
-    total = round(len(encoder.prepare(fresh).ids) * scale)
+    total = round(len(encoder.prepare(fresh, at.spec.document_prompt).ids) * scale)
     workers = at.crew.count(os.cpu_count() or 1, gpu_count(), len(outlook.plan.shards))
     seconds = RAY_START_S + start_s + total / (rate * workers)
     return replace(
@@ -89,13 +89,13 @@ def _sample(outlook: Outlook, at: Scene) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
+def _tokens_per_second(encoder: Encoder, texts: list[str], prompt: str) -> float:
     """Of one worker, after a first batch that warms it up."""
-    encoder.encode(texts[:1])
+    encoder.encode(texts[:1], prompt)
     order = random.Random(SEED).sample(texts, len(texts))  # noqa: S311
     started, done = time.perf_counter(), 0
     for at in range(0, len(order), BATCH_CHUNKS):
-        given = encoder.prepare(order[at : at + BATCH_CHUNKS])
+        given = encoder.prepare(order[at : at + BATCH_CHUNKS], prompt)
         encoder.attempt(given)
         done += len(given.ids)
         if time.perf_counter() - started > CALIBRATION_S:

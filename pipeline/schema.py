@@ -176,9 +176,20 @@ class Spec:
 
 
 def short(value: object) -> str:
-    """A value as it appears in a message: digests cut to 12 characters."""
-    text = str(value)
+    """A value as it appears in a message: digests cut to 12 characters, blanks at an end made visible by quotes."""
+    text = repr(value) if isinstance(value, str) and value.strip() != (value or None) else str(value)
     return text[:12] if len(text) == 64 else text
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is put before each text that the model reads."""
+
+    document: str = ""
+    query: str = ""
+
+    def __str__(self) -> str:
+        return f"{json.dumps(self.document, ensure_ascii=False)} before documents, {json.dumps(self.query, ensure_ascii=False)} before queries"
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,7 @@ class LocalModel:
     dim: int
     max_tokens: int | None  # special tokens included; None: no limit
     trust_remote_code: bool = False
-    query_prompt: str = ""  # that it wants put before queries, and nothing before documents
+    prompts: Prompts = Prompts()  # that its file asks for
 
 
 # --- files, shards, receipts ----------------------------------------------------------------------------------------
@@ -324,6 +335,7 @@ class Report:
     cost: float = 0.0  # of encoding, by [ray] cost_per_million_tokens
     reasons: dict[str, int] = field(default_factory=dict)  # why documents are in quarantine → how many, most frequent first
     slowest: tuple[ShardTime, ...] = ()
+    prompts: Prompts = Prompts()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import Config
+from pipeline.schema import Prompts
 from pipeline.store import Tuning, Version
 from pipeline.survey import reasons_of, scene, store_of
 
@@ -19,6 +20,7 @@ class Status:
     table: str
     version: int
     spec: dict[str, object]
+    prompts: Prompts
     documents: int
     chunks: int
     files: int
@@ -40,6 +42,7 @@ def status(config: Config, count: int = 10) -> Status:
         table=at.store.label,
         version=int(table.version),
         spec=asdict(at.spec),
+        prompts=at.prompts,
         documents=state.held.num_rows,
         chunks=table.count_rows(),
         files=state.files.num_rows,

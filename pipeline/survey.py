@@ -5,6 +5,7 @@ A no-change survey costs the hash of the model's files, one listing, and three c
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -29,6 +30,7 @@ from pipeline.schema import (
     FileState,
     LocalModel,
     Progress,
+    Prompts,
     Report,
     Spec,
 )
@@ -37,6 +39,7 @@ from pipeline.store import Asking, Store
 log = logging.getLogger("pipeline")
 OnProgress = Callable[[Progress], None]
 READERS = 8  # files sighted at a time
+NO_PROMPT = "none"  # in the config; an empty prompt there is the one that the model's file asks for
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Scene:
     def asking(self) -> Asking:
         """How the config wants queries put to the model."""
         return Asking(self.config.model.revision, self.config.model.query_prompt)
+
+    @property
+    def prompts(self) -> Prompts:
+        """What is put before documents and queries."""
+        return prompts_of(self.config, self.model)
 
     @property
     def crew(self) -> Crew:
@@ -74,9 +82,11 @@ def scene(config: Config) -> Scene:
     held = store.spec_of(at.store)
     if held is not None and not same_vectors(held, at.spec):
         differences = "; ".join(held.differences(at.spec))
+        kept = json.dumps(held.document_prompt or NO_PROMPT, ensure_ascii=False)
+        keep = f"set [model] document_prompt = {kept}" if held.document_prompt != at.spec.document_prompt else "set the config back"
         raise SpecMismatch(
             f"{at.store.label} holds vectors of {held}, config asks for {at.spec} ({differences}): "
-            "set the config back, move the table with 'latent migrate', or set [table] name to a new table"
+            f"{keep}, move the table with 'latent migrate', or set [table] name to a new table"
         )
     return at
 
@@ -117,7 +127,7 @@ def adopted(config: Config, spec: Spec, asking: Asking) -> Config:
         "sha256": "",
         "precision": spec.precision,
         "query_prompt": asking.query_prompt,
-        "document_prompt": spec.document_prompt,
+        "document_prompt": spec.document_prompt or NO_PROMPT,
     }
     sections = {
         "model": config.model.model_copy(update=given),
@@ -125,6 +135,12 @@ def adopted(config: Config, spec: Spec, asking: Asking) -> Config:
         "table": config.table.model_copy(update={"vector": spec.vector}),
     }
     return config.model_copy(update=sections)
+
+
+def prompts_of(config: Config, local: LocalModel) -> Prompts:
+    """What is put before documents and queries: as the config says, else as the model's file does."""
+    given = (config.model.document_prompt, local.prompts.document), (config.model.query_prompt, local.prompts.query)
+    return Prompts(*("" if told == NO_PROMPT else told or own for told, own in given))
 
 
 def resolved(config: Config) -> Scene:
@@ -137,7 +153,7 @@ def resolved(config: Config) -> Scene:
         dim=local.dim,
         chunk_tokens=config.chunk.tokens,
         overlap=0 if config.chunk.tokens == "truncate" else config.chunk.overlap,
-        document_prompt=settings.document_prompt,
+        document_prompt=prompts_of(config, local).document,
         precision=actual_precision(settings.precision),
         vector=config.table.vector,
     )
@@ -153,6 +169,7 @@ class Outlook:
     metadata: pa.Schema
     table_version: int | None
     ignored: tuple[str, ...]
+    prompts: Prompts
 
     @property
     def sides_change(self) -> bool:
@@ -219,7 +236,12 @@ def survey(
     done = make_plan(result, run_id, at.crew.expected, on_gpu=at.crew.gpus > 0)
     pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
     return Outlook(
-        done, replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()), metadata, state.version, listing.ignored
+        done,
+        replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()),
+        metadata,
+        state.version,
+        listing.ignored,
+        at.prompts,
     )
 
 
@@ -253,6 +275,7 @@ def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -
         files_left=len(changes.left),
         left=sum(outlook.plan.left.values()),
         reasons=reasons_of(outlook.plan.quarantined),
+        prompts=outlook.prompts,
     )
 
 

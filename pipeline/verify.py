@@ -209,7 +209,7 @@ def _sample_agrees(subject: _Subject) -> Check:
         sample = subject.table.take(rows, columns=["chunk_id", "text", "vector"])
     encoder = Encoder(at.model, device=settings.device, precision=settings.precision)
     texts = sample["text"].to_pylist()
-    afresh = encoder.encode([settings.document_prompt + text for text in texts])
+    afresh = encoder.encode(texts, subject.spec.document_prompt)
     stored = np.array(sample["vector"].to_pylist(), np.float32)
     if afresh.shape != stored.shape:
         return Check("", ok=False, detail=f"stored vectors have {stored.shape[1]} numbers, the model gives {afresh.shape[1]}")

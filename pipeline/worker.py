@@ -61,7 +61,7 @@ class Worker:
         local = _same_model(job)
         chunk = job.config.chunk
         self._chunker = make_chunker(
-            model.tokenizer_file(local), local.max_tokens, chunk.tokens, chunk.overlap, settings.document_prompt
+            model.tokenizer_file(local), local.max_tokens, chunk.tokens, chunk.overlap, job.spec.document_prompt
         )
         self._encoder = Encoder(local, device=settings.device, precision=settings.precision, threads=job.config.ray.cpus_per_worker)
         _same_model(job)  # still, after the many seconds that loading takes
@@ -128,7 +128,7 @@ class Worker:
 
     def _encode(self, texts: dict[str, str], made: _Made) -> dict[str, np.ndarray]:
         hashes, passages = list(texts), list(texts.values())
-        given = self._encoder.prepare([self._chunker.prompt + text for text in passages])
+        given = self._encoder.prepare(passages, self._chunker.prompt)
         with self._encoding:
             started = time.perf_counter()
             encoded = self._encoder.attempt(given)

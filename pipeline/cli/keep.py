@@ -170,6 +170,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
         f"{found.table}, version {found.version}",
         f"{found.documents} documents in {found.chunks} chunks from {found.files} files",
         f"spec: {', '.join(f'{k} {v}' for k, v in found.spec.items() if v != '')}",
+        f"prompts: {found.prompts}",
         f"quarantine: {', '.join(f'{n} x {reason}' for reason, n in found.quarantined.items()) or 'empty'}",
         f"indexes: {'; '.join(found.indexes) or 'none'}",
         f"vector searches: {looking(found.tuning)}",

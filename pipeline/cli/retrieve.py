@@ -136,8 +136,10 @@ def migrate(
     *,
     model: Annotated[str, typer.Option("--model", help="Hub id, local folder, or folder inside an installed package.")],
     revision: Annotated[str, typer.Option("--revision", help="Hub revision; empty: the newest.")] = "",
-    query_prompt: Annotated[str, typer.Option("--query-prompt", help="Put before queries.")] = "",
-    document_prompt: Annotated[str, typer.Option("--document-prompt", help="Put before documents.")] = "",
+    query_prompt: Annotated[
+        str, typer.Option("--query-prompt", help="Put before queries; empty: what the model's file asks for; none: nothing.")
+    ] = "",
+    document_prompt: Annotated[str, typer.Option("--document-prompt", help="Put before documents; likewise.")] = "",
     queries: Annotated[Path | None, typer.Option("--queries", help="Queries to compare with, as in 'latent evaluate'.")] = None,
     qrels: Annotated[Path | None, typer.Option("--qrels", help="Their judgments. Without both: the table's own sentences.")] = None,
     if_better: Annotated[bool, typer.Option("--if-better", help="Switch where nDCG@10 is better.")] = False,

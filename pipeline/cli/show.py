@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table as Grid
 
 from pipeline.errors import Interrupted, PipelineError
-from pipeline.schema import Progress, Report
+from pipeline.schema import Progress, Prompts, Report
 from pipeline.store import FEW_ROWS, Tuning
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # what a document may hold would be a command to the terminal
@@ -74,6 +74,8 @@ def told(report: Report, *, planned: bool) -> str:
         f"tokens      {about}{report.tokens} at {report.tokens_per_second:.0f} a second on {report.workers} workers",
         f"time        {about}{report.seconds:.1f} s",
     ]
+    if report.prompts != Prompts():
+        lines.append(f"prompts     {report.prompts}")
     if report.cost:
         lines.append(f"cost        {about}{report.cost:.2f}")
     for count, whose in ((report.left, "outside the sample"), (report.undone, "not done yet")):

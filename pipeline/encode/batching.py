@@ -21,6 +21,7 @@ class Prepared:
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]  # (n + 1,): where each text's tokens begin and end in `ids`
     failed: dict[int, Failure]  # texts that the tokenizer fails on: they have no token
+    prompt: str = ""  # before each text; its tokens are among the ids
 
     @property
     def tokens(self) -> npt.NDArray[np.int64]:

@@ -106,6 +106,7 @@ class Encoder:
                 tensor.data = tensor.data.clone()  # loaded, it is the file: to write over that would change vectors, or kill
             self._tokenizer = _tokenizer(self._model, model.max_tokens)
             self._text_features = TextFeatures(self._model)
+            self._pools_prompt = all(getattr(module, "include_prompt", True) for module in self._model.modules())
             probe = self._by_text([PROBE])
         except Exception as error:  # each library, and the code of a trusted model, has errors of its own
             raise ModelError(
@@ -123,22 +124,22 @@ class Encoder:
         self._features = self._faithful(SAME if dtype == torch.float32 else SAME_SHORT, packed=self.device == "cpu" and not int8)
         self.loss = self._quantise(model, threads) if int8 else None  # of 8-bit vectors, against float32
 
-    def prepare(self, texts: Sequence[str]) -> Prepared:
-        """Tokenise: beside another thread that encodes, since the tokenizer needs no lock of Python's."""
+    def prepare(self, texts: Sequence[str], prompt: str = "") -> Prepared:
+        """Tokenise with the prompt before each text: beside another thread that encodes, since the tokenizer needs no lock of Python's."""
         ids, failed = list[npt.NDArray[np.int32]](), dict[int, Failure]()
         for at in range(0, len(texts), TOKENISED_AT_ONCE):
-            for i, each in enumerate(self._tokenise(list(texts[at : at + TOKENISED_AT_ONCE])), start=at):
+            for i, each in enumerate(self._tokenise([prompt + text for text in texts[at : at + TOKENISED_AT_ONCE]]), start=at):
                 failed |= {i: each} if isinstance(each, Failure) else {}
                 ids.append(NO_TOKEN if isinstance(each, Failure) else each)
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return Prepared(texts, np.concatenate([NO_TOKEN, *ids]), offsets, failed)
+        return Prepared(texts, np.concatenate([NO_TOKEN, *ids]), offsets, failed, prompt)
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (n, dim) of unit length, in the order of the texts.
+    def encode(self, texts: Sequence[str], prompt: str = "") -> Vectors:
+        """Vectors (n, dim) of unit length, in the order of the texts, the prompt put before each.
 
         A text that the model fails on, or cannot give a finite direction (NaN, zero), has a row of NaN.
         """
-        return self.attempt(self.prepare(texts)).vectors
+        return self.attempt(self.prepare(texts, prompt)).vectors
 
     def attempt(self, given: Prepared) -> Encoded:
         """As `encode`, with what went wrong. Raises EngineError where the device fails on anything from now on.
@@ -199,14 +200,23 @@ class Encoder:
     def _try(self, given: Prepared, batch: npt.NDArray[np.intp]) -> Any | Failure:
         """The vectors of a batch, still on the device, or why there are none. What the failed pass held is free again when this returns."""
         try:
-            if self._features is not None:
-                return self._forward(self._features(given.of(batch)))
-            return self._forward(self._text_features([given.texts[i] for i in batch]))
+            if self._features is None:
+                features = self._text_features([given.texts[i] for i in batch], given.prompt)
+            else:
+                features = self._features(given.of(batch))
+            return self._forward(features | self._prompt_features(given.prompt))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 memory, the device, the code of a trusted model
             memory = isinstance(error, MemoryError) or MEMORY_WORDS.search(str(error))
             return Failure.of(OUT_OF_MEMORY if memory else "encoding failed", error)
+
+    def _prompt_features(self, prompt: str) -> dict[str, int]:
+        """The length of the prompt in tokens, for a model that leaves it out of its mean."""
+        if not prompt or self._pools_prompt:
+            return {}
+        told = self._tokenizer.encode(prompt)
+        return {"prompt_length": len(told.ids) - int(sum(told.special_tokens_mask[-1:]))}
 
     def _by_text(self, texts: list[str]) -> Vectors:
         """As sentence-transformers does it: any model, any module."""

@@ -19,20 +19,19 @@ class TextFeatures:
 
     def __init__(self, model: Any) -> None:
         """Raise what the model raises if it takes texts in no way."""
-        self._model = model
-        self._own = type(model[0]).__module__.startswith(OWN_MODULES)
+        self._chats = "message" in getattr(model[0], "modality_config", ())
         # Modules of a tokenizer alone take strings only, and open none; behind a router they are found by "modality".
         ways: list[Callable[..., Any]] = [
             lambda texts, **given: model.preprocess([{"text": text} for text in texts], **given),
             lambda texts, **given: model.preprocess(list(texts), modality="text", **given),
         ]
-        if not self._own:  # code that the user trusts
+        if not type(model[0]).__module__.startswith(OWN_MODULES):  # code that the user trusts
             ways.append(lambda texts, **given: model.preprocess(list(texts), **given))
         self._preprocess = _first_that_works(ways)
 
     def __call__(self, texts: Sequence[str], prompt: str = "") -> dict[str, Any]:
-        """The features of texts with the prompt before each, put there as the model wants it."""
-        if prompt and self._own:
+        """The features of texts with the prompt before each, or where the model's chat template has a place for it."""
+        if prompt and self._chats:
             return dict(self._preprocess(texts, prompt=prompt))
         return dict(self._preprocess([prompt + text for text in texts]))
 

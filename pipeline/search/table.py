@@ -167,9 +167,8 @@ class Table:
         return [each for each in found if each is not None]
 
     def _encoded(self, view: _View, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        prompt = view.at.config.model.query_prompt or view.at.model.query_prompt
         with self._encoding:
-            vectors = view.encoder.encode([prompt + query for query in queries])
+            vectors = view.encoder.encode(queries, view.at.prompts.query)
         for query, vector in zip(queries, vectors, strict=True):
             if not np.isfinite(vector).all():
                 raise QueryError(f"the model has no vector for {query!r}: ask with other words")
