@@ -6,6 +6,8 @@ checkpoint, and to resume is to plan again.
 
     pure   schema    the nouns: Arrow schemas, frozen dataclasses
            errors    the error tree
+           rendering  what a document says -> what a terminal, a log, Markdown may show
+           serialization  values -> strict JSON
            plan      source state - table state
            chunk     documents -> chunks
            evaluate  how good an order of documents is

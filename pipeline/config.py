@@ -1,32 +1,31 @@
 """config.toml, LATENT_ variables and flags → one frozen `Config`.
 
-A flag wins over a variable, a variable over the file, the file over the default. Relative paths are meant from the
-folder of the config file, so that a nightly job finds the same files from wherever it is started.
+A flag wins over a variable, a variable over the file, the file over the default. Flags and variables are text, which its field types: a setting of text
+takes it as it is, so that `--table.name 2024` is a name. Relative paths are meant from the folder of the config file, so that a nightly job finds the same
+files from wherever it is started.
 """
 
 from __future__ import annotations
 
+import codecs
 import datetime as dt
+import difflib
 import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from zoneinfo import available_timezones
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UsageError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 SECRET = frozenset(
@@ -61,6 +60,17 @@ def _listen(value: str) -> str:
     if value and not (host and port.isdigit() and int(port) < 1 << 16):
         raise ValueError("host:port such as 127.0.0.1:9108, or nothing")
     return value
+
+
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    """Validates text against a pattern, and says in words what is expected."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
 
 
 def _ordered(value: list[int]) -> list[int]:
@@ -146,10 +156,12 @@ class Model(_Section):
         description="hub id, local folder, or folder inside an installed package (pkg:package/folder)",
     )
     revision: str = Field("", description="hub revision; empty: the newest")
-    sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 that model.safetensors must have; empty: recorded, not required"
+    sha256: Annotated[str, _matching("([0-9a-f]{64})?", "64 hexadecimal digits in lower case, or nothing")] = Field(
+        "", description="SHA-256 that model.safetensors must have; empty: recorded, not required"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto | cpu | cuda | cuda:0 | mps")
+    device: Annotated[str, _matching(r"auto|cpu|mps|cuda(:[0-9]+)?", "auto, cpu, mps, cuda, or cuda: and a number")] = Field(
+        "auto", description="auto | cpu | cuda | cuda:0 | mps"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
         description="of the encoder's arithmetic: auto (float32) | float32 | bfloat16 | float16 | int8 (on CPUs; needs latent[int8])",
@@ -171,9 +183,9 @@ class Table(_Section):
     """The LanceDB table to keep true."""
 
     uri: str = Field("data/lancedb", min_length=1, repr=False, description="folder or object-store URI")
-    name: str = Field(
-        "docs", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name of the table; those beside it begin with it"
-    )
+    name: Annotated[
+        str, _matching("[A-Za-z0-9][A-Za-z0-9_-]*", "letters from A to Z, digits, - and _, a letter or digit first")
+    ] = Field("docs", description="name of the table; those beside it begin with it")
     vector: Literal["float32", "float16"] = Field("float32", description="float32 | float16, as stored")
     storage_options: dict[str, OneLine] = Field(
         {},
@@ -256,9 +268,8 @@ class Cluster(_Section):
         "auto", description="of clusters; auto: as many as two halves of the table agree on"
     )
     seed: int = Field(0, description="of what is left to chance")
-    labeller: str = Field(
+    labeller: Annotated[str, _matching(r"([\w.]+:\w+)?", "module:function, or nothing")] = Field(
         "",
-        pattern=r"^([\w.]+:\w+)?$",
         description="module:function that names topics, such as one that asks a language model; the module lies beside this file, or is installed",
     )
 
@@ -308,54 +319,41 @@ class Config(_Section):
 def load(path: str | Path = "config.toml", overrides: Mapping[str, Any] | None = None) -> Config:
     """The checked settings. `overrides` maps dotted keys ('table.uri') to values and wins over all else.
 
-    Raises ConfigError with one line that names each wrong key, where it was set, what was got and what is wanted.
+    Raises ConfigError with one line that names each wrong key, where it was set, what was expected and what was got; UsageError if an override is wrong.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such config file: write one with 'latent init PATH', or name another with --config")
-
-    class Sources(Config, BaseSettings):
-        model_config = SettingsConfigDict(
-            frozen=True, extra="forbid", env_prefix="LATENT_", env_nested_delimiter="__", toml_file=file
-        )
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
-    flags = dict(overrides or {})
-    variables = {name.upper(): name for name in os.environ if re.fullmatch("LATENT_.+__.+", name.upper())}
-    for upper, name in variables.items():
-        if upper.removeprefix("LATENT_").partition("__")[0].lower() not in Config.model_fields:
-            raise ConfigError(f"{name}: no such section; wanted one of {', '.join(Config.model_fields)}")
+    flags, variables = dict(overrides or {}), _variables()
+    settings = _read(file)
+    for keys, value in [*variables.values(), *((_keys(dotted), value) for dotted, value in flags.items())]:
+        _merge(settings, keys, value)
     try:
-        settings = Sources(**_nested(flags))  # type: ignore[arg-type]
+        return _anchored(Config.model_validate(settings), file)
     except ValidationError as error:
         by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
         for e in error.errors():  # a union complains once for each of its members
             by_key.setdefault(e["loc"][:2], []).append(e)
-        raise ConfigError("; ".join(_explain(errors, file, {*flags, *variables.values()}) for errors in by_key.values())) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
-    except ValueError as error:  # a LATENT_ variable that should hold JSON and does not
-        raise ConfigError(f"{', '.join(variables.values())}: {error}: lists and tables are written as JSON") from None
-    return _anchored(Config(**dict(settings)), file)
+    found = [_explain(errors, file, flags, variables) for errors in by_key.values()]
+    raise (UsageError if any(told.startswith("--") for told in found) else ConfigError)("; ".join(found))
+
+
+def setting(dotted: str, texts: Sequence[str]) -> Any:
+    """The value of a setting that flags give, each as text; typed by its field. Of several texts the last one wins, but lists are joined."""
+    section, key, *_ = *dotted.split("."), ""
+    field = _fields(section).get(key)
+    if field is None or dotted.count(".") > 1:
+        return texts[-1]
+    values = [_typed(field, text) for text in texts]
+    lists = [value for value in values if isinstance(value, list)]
+    return [each for value in lists for each in value] if len(lists) == len(values) else values[-1]
 
 
 def hand_down(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Make LATENT_ variables of the overrides that may hold credentials, for this process and its children; returns the others."""
-    for dotted in SECRET & overrides.keys():
-        value = overrides[dotted]
+    secret = {dotted: value for dotted, value in overrides.items() if ".".join(dotted.split(".")[:2]) in SECRET}
+    for dotted, value in secret.items():
         parts = {f"{dotted}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {dotted: value}
         os.environ.update({_variable(name): part for name, part in parts.items()})
-    return {dotted: value for dotted, value in overrides.items() if dotted not in SECRET}
+    return {dotted: value for dotted, value in overrides.items() if dotted not in secret}
 
 
 def render(config: Config, note: str = "") -> str:
@@ -378,36 +376,142 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """The file's settings, unchecked. A byte order mark of UTF-8, as editors on Windows write it, is no part of them."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such config file: write one with 'latent init PATH', or name another with --config")
+    try:
+        content = file.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{file}: expected UTF-8, got the byte order mark of UTF-16. Save it as UTF-8")
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+
+
+def _variables() -> dict[str, tuple[list[str], Any]]:
+    """LATENT_ variables: name → keys and value, those of whole settings first."""
+    found: dict[str, tuple[list[str], Any]] = {}
+    for name in sorted((name for name in os.environ if re.fullmatch("LATENT_.+__.+", name.upper())), key=len):
+        section, key, *rest = *name.lower().removeprefix("latent_").split("__", 2), ""
+        if section not in Config.model_fields:
+            raise ConfigError(f"{name}: no such section; expected one of {', '.join(Config.model_fields)}")
+        field = _fields(section).get(key)
+        typed = _typed(field, os.environ[name]) if field and not rest[0] else os.environ[name]
+        found[name] = [section, key, *filter(None, rest)], typed
+    return found
+
+
+def _keys(dotted: str) -> list[str]:
+    return dotted.split(".", 2)
+
+
+def _merge(settings: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a value below these keys. A table that is there already keeps its other keys."""
+    *above, last = keys
+    at = settings
+    for key in above:
+        if not isinstance(at.get(key), dict):
+            at[key] = {}
+        at = at[key]
+    if isinstance(value, dict) and isinstance(at.get(last), dict):
+        at[last] |= value
+    else:
+        at[last] = value
+
+
+def _fields(section: str) -> dict[str, FieldInfo]:
+    return type(getattr(Config(), section)).model_fields if section in Config.model_fields else {}
+
+
+def _typed(field: FieldInfo, text: str) -> Any:
+    """Text as a value of the field's type. What is none stays text, which `load` refuses."""
+    kinds = {get_origin(kind) or kind: kind for kind in _members(field.annotation)}
+    if {list, dict} & kinds.keys():
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and dict in kinds:
+            return {key: part if isinstance(part, str) else json.dumps(part) for key, part in value.items()}
+        if isinstance(value, list) and list in kinds:
+            return value
+        if kinds == {list: list[str]} and not re.search(r"[\[,]", text):
+            return [text] if text else []
+    if str in kinds:
+        return text
+    try:
+        return TypeAdapter[Any](cast("Any", field.annotation)).validate_python(text)
+    except ValidationError:
+        return text
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types that a field takes, without their constraints."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in {Union, UnionType}:
+        for each in get_args(annotation):
+            yield from _members(each)
+    else:
+        yield annotation
+
+
 def _variable(dotted: str) -> str:
-    return f"LATENT_{dotted.replace('.', '__')}".upper()
+    return f"LATENT_{'__'.join(_keys(dotted))}".upper()
 
 
-def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{'table.uri': 'x'} → {'table': {'uri': 'x'}}."""
-    nested: dict[str, dict[str, Any]] = {}
-    for dotted, value in flags.items():
-        section, _, key = dotted.partition(".")
-        nested.setdefault(section, {})[key] = value
-    return nested
+EXPECTED = {  # pydantic's type of an error → what is expected; {} from the error's context
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a table of keys",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_type": "a table of keys",
+    "string_too_short": "text that is not empty",
+    "string_type": "text",
+    "too_long": "a list of at most {max_length}",
+    "too_short": "a list of at least {min_length}",
+    "value_error": "{error}",
+}
 
 
-def _explain(errors: list[ErrorDetails], file: Path, overriding: set[str]) -> str:
-    """One wrong setting: where it was set (the flags and variables in `overriding` win over the file), what was got, what is wanted."""
+def _expected(error: ErrorDetails) -> str:
+    told = EXPECTED[error["type"]].format_map(error.get("ctx", {})) if error["type"] in EXPECTED else error["msg"]
+    return f"a list of {told}" if isinstance(error["loc"][-1], int) else told
+
+
+def _explain(errors: list[ErrorDetails], file: Path, flags: Iterable[str], variables: Mapping[str, tuple[list[str], Any]]) -> str:
+    """One wrong setting: where it was set (a flag wins over a variable, that over the file), what was expected, what was got."""
     error = errors[0]
     section, key = (*(str(part) for part in error["loc"][:2]), "")[:2]
-    flag, variable = f"{section}.{key}", _variable(f"{section}.{key}")
-    setters = [f"--{name}" for name in overriding if name == flag or (not key and name.startswith(flag))]
-    within = f"{variable}__" if key else variable
-    setters = setters or [name for name in overriding if name.upper() == variable or name.upper().startswith(within)]
+    keys = [section, key] if key else [section]
+    setters = [f"--{dotted}" for dotted in flags if _keys(dotted)[: len(keys)] == keys]
+    setters = setters or [name for name, (given, _) in variables.items() if given[: len(keys)] == keys]
     where = ", ".join(sorted(setters)) or f"{file}: [{section}] {key}".rstrip()
-    known = type(getattr(Config(), section)).model_fields if key else Config.model_fields
+    known = _fields(section) if key else Config.model_fields
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such key; wanted one of {', '.join(known)}"
-    wanted = " or ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for e in errors)
+        close = difflib.get_close_matches(key or section, known, 1)
+        return f"{where}: no such key; expected one of {', '.join(known)}" + (f". Did you mean {close[0]}?" if close else "")
+    expected = " or ".join(dict.fromkeys(map(_expected, errors)))
     if not key:
-        return f"{where}: wanted {wanted}"
-    got = "" if flag in SECRET else f"got {error['input']!r}, "
-    return f"{where}: {got}wanted {wanted} ({known[key].description})"
+        return f"{where}: expected {expected}"
+    got = "" if f"{section}.{key}" in SECRET else f", got {error['input']!r:.100}"
+    return f"{where}: expected {expected}{got} ({known[key].description})"
 
 
 def _anchored(config: Config, file: Path) -> Config:

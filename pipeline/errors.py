@@ -19,10 +19,17 @@ class PipelineError(Exception):
     """Base of all errors with a message meant for the user. Where `transient`, the same call may succeed later."""
 
     transient: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
 
 
 class ConfigError(PipelineError):
     """A key, type, path or value of config.toml, a flag or a LATENT_ variable is wrong."""
+
+
+class UsageError(ConfigError):
+    """The command line is wrong: an option, an argument, or a setting that a flag gives."""
+
+    exit_code = 2
 
 
 class SourceError(PipelineError):

@@ -17,7 +17,6 @@ import pytest
 
 from pipeline import run, survey
 from pipeline.cli import main
-from pipeline.cli.app import overrides
 from pipeline.config import Config, load
 from pipeline.engine import Casualty, Crew, Finished, MakeWorker
 from pipeline.schema import Report, Shard
@@ -219,14 +218,12 @@ def latent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def call(folder: Path, *arguments: object) -> Said:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["latent", *map(str, arguments)])
-        overrides.clear()
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         return Said(int(ended.value.code or 0), *capsys.readouterr())
 
     yield call
-    overrides.clear()
     log.handlers, log.propagate = logs[:2]
     log.setLevel(logs[2])
     for number, handler in signals.items():

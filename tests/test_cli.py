@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import re
@@ -11,10 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import Desk, Latent, Said, words
+from rich.cells import cell_len
 
+from pipeline.cli.show import Grid, runs_of, wrapped
 from pipeline.store import indexes
 from pipeline.survey import store_of
 
@@ -111,8 +115,8 @@ def test_a_setting_can_be_overridden_by_flag_and_variable(lake: Desk, latent: La
     assert done.code == 1
     assert done.err.startswith("error: no table 'other' at ")
     done = latent(lake.folder, "status", "--table.nam=x", "--json")
-    assert json.loads(done.out)["kind"] == "ConfigError"
-    assert "--table.nam: no such key; wanted one of uri, name" in done.err
+    assert (done.code, json.loads(done.out)["kind"]) == (2, "UsageError")
+    assert "--table.nam: no such key; expected one of uri, name" in done.err
     monkeypatch.setenv("LATENT_TABLE__NAME", "third")
     assert "no table 'third'" in latent(lake.folder, "status").err
 
@@ -124,16 +128,97 @@ def test_every_command_shows_an_example(command: str, lake: Desk, latent: Latent
     assert f"Example: latent {command}" in done.out
 
 
-def test_wrong_usage_is_exit_2(lake: Desk, latent: Latent) -> None:
-    assert latent(lake.folder, "search").code == 2
-    assert latent(lake.folder, "run", "--no-such-flag").code == 2
-    assert latent(lake.folder, "status", "--table.name").code == 2
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["search"], "latent search: Invalid value: give a query, or --plus"),
+        (["run", "--no-such-flag"], "latent run: No such option: --no-such-flag"),
+        (["rollback"], "latent rollback: Missing argument 'to'"),
+        (["search", "x", "-k", "many"], "latent search: Invalid value for '-k'"),
+        (["nonsense"], "latent: No such command 'nonsense'"),
+        (["status", "--table.name"], "--table.name: expected a value"),
+        (["status", "--ray.workers", "many"], "--ray.workers: expected "),
+        (["status", "--table.nmae=x"], "--table.nmae: no such key"),
+        (["status", "--sauce.uri=x"], "--sauce.uri: no such key"),
+    ],
+)
+def test_wrong_usage_is_exit_2_one_line_and_an_object_where_json_is_asked_for(
+    lake: Desk, latent: Latent, arguments: list[str], told: str
+) -> None:
+    done = latent(lake.folder, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {told}")
+    assert done.err.count("\n") == 1
+    answer = latent(lake.folder, *arguments, "--json") if arguments[-1] != "--table.name" else done
+    assert answer.code == 2
+    assert answer is done or json.loads(answer.out)["error"].startswith(told)
+
+
+def test_latent_alone_shows_its_commands_and_is_wrong_usage(tmp_path: Path, latent: Latent) -> None:
+    done = latent(tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert "Commands:" in done.err
 
 
 def test_no_config_is_one_line_with_the_next_step(tmp_path: Path) -> None:
     done = process(tmp_path, "run")
     assert done.code == 1
     assert done.err == "error: config.toml: no such config file: write one with 'latent init PATH', or name another with --config\n"
+
+
+RUN = {
+    "run_id": "20261127T020000-a1b2c3",
+    "status": "interrupted",
+    "started_at": dt.datetime(2026, 11, 27, 1, 0, tzinfo=dt.UTC),
+    "finished_at": None,
+    "table_version": 12,
+    "report": {"documents": {"added": 120_000, "changed": 7, "deleted": 31, "unchanged": 0, "quarantined": 4}},
+}
+
+
+@pytest.mark.parametrize("width", [200, 80, 60])
+def test_runs_show_id_status_and_time_whole_at_every_width(width: int) -> None:
+    lines = [part for line in runs_of([RUN], ZoneInfo("Europe/Berlin")).lines(width) for part in wrapped(line, width)]
+    told = "\n".join(lines)
+    assert all(len(line) <= width for line in lines)
+    for whole in (RUN["run_id"], "interrupted", "2026-11-27 02:00:00 CET", "120000 added"):
+        assert whole in re.sub(r"\s+", " ", told)
+    assert "…" not in told
+
+
+def test_cells_of_passages_are_cut_before_a_table_is_written_row_by_row() -> None:
+    grid = Grid(("id", "text"), [("a" * 20, "漢字" * 40)], clipped=("text",))
+    assert all(cell_len(line) <= 60 for line in grid.lines(60))
+    assert grid.lines(60)[1].endswith("…")
+    assert grid.lines(30) == [f"{'a' * 20}  {'漢字' * 40}"]
+    assert grid.lines(None)[1].endswith("字")
+
+
+def test_a_line_is_broken_between_words_and_goes_on_below_its_second_column() -> None:
+    lines = wrapped(f"documents   {'48 added, ' * 12}", 60)
+    assert all(len(line) <= 60 and line.startswith(" " * 12) for line in lines[1:])
+    assert wrapped("a " + "b" * 100, 60) == ["a", "b" * 100]  # a path or a URL stays whole
+    assert wrapped("short", 60) == ["short"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_an_output_that_is_not_utf_8_is_written_and_nothing_acts_on_the_terminal(tmp_path: Path, encoding: str) -> None:
+    hostile = "漢🙂\x1b[31m\u202e\n"
+    (tmp_path / hostile).mkdir()
+    (tmp_path / hostile / "a.md").write_text("text")
+    for arguments in (["init", hostile], ["plan", "--config", hostile], ["plan", "--config", hostile, "--json"]):
+        done = subprocess.run(
+            [LATENT, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+            env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        )
+        told = (done.stdout + done.stderr).decode(encoding)
+        assert "Traceback" not in told
+        assert "\x1b" not in told
+        assert "??\\x1b[31m\\u202e\\n" in told
+    assert json.loads(done.stdout)["error"].startswith(hostile)
 
 
 @pytest.mark.parametrize("way", [[], ["--flow"]], ids=["directly", "as a flow"])

@@ -16,7 +16,21 @@ from pipeline.cli import app
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-PURE = {"schema", "errors", "plan", "chunk", "evaluate", "cluster", "directions", "layout", "neighbours", "drift", "codec"}
+PURE = {
+    "schema",
+    "errors",
+    "rendering",
+    "serialization",
+    "plan",
+    "chunk",
+    "evaluate",
+    "cluster",
+    "directions",
+    "layout",
+    "neighbours",
+    "drift",
+    "codec",
+}
 EDGE = {"source", "judgments", "model", "encode", "store", "engine", "metrics"}
 HOMES = {
     "lance": {"store"},

@@ -474,8 +474,8 @@ def guarded(
 def latent(desk: Desk, environment: dict[str, str], *commands: list[str]) -> bytes:
     """What commands print, one after another in one process."""
     script = (
-        "import json, sys\nfrom pipeline.cli import main\nfrom pipeline.cli.app import overrides\n"
-        "for sys.argv in json.loads(sys.argv[1]):\n    overrides.clear()\n    try: main()\n    except SystemExit as end: print('exit', end.code)\n"
+        "import json, sys\nfrom pipeline.cli import main\n"
+        "for sys.argv in json.loads(sys.argv[1]):\n    try: main()\n    except SystemExit as end: print('exit', end.code)\n"
     )
     arguments = json.dumps([["latent", *command] for command in commands])
     done = subprocess.run(

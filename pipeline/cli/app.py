@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import io
 import re
 import signal
 import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.show import failed, words
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.cli.show import failed, log_to_terminal, say
+from pipeline.config import Config, load, setting
+from pipeline.errors import Interrupted, PipelineError, UsageError
 
-SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+)(?:=(.*))?", re.DOTALL)
+SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+(?:\.[^=]+)?)(?:=(.*))?", re.DOTALL)
 
-overrides: dict[str, Any] = {}  # of this call: filled once by main(), before a command runs
+_overrides: ContextVar[Mapping[str, Any]] = ContextVar("overrides")
+
+
+def overrides() -> dict[str, Any]:
+    """The settings that flags of this call give: dotted key → value."""
+    return dict(_overrides.get())
+
+
+def settings_of(config: Path, more: Mapping[str, Any] | None = None, *, verbose: bool = False) -> Config:
+    """The settings of this call, `more` on top of its flags. From here on log lines reach the terminal."""
+    settings = load(config, overrides() | dict(more or {}))
+    log_to_terminal(settings, verbose=verbose)
+    return settings
+
 
 app = typer.Typer(
     name="latent",
@@ -34,37 +51,54 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def main() -> None:
     """Entry point of the `latent` script."""
+    for stream in (sys.stdout, sys.stderr):  # an output that is not UTF-8 shows what it has no character for as ?
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell without job control starts background jobs with it ignored
         signal.signal(number, signal.default_int_handler)
-    arguments = _pull_settings(sys.argv[1:])
+    as_json = "--json" in sys.argv[1:]
     try:
-        app(args=arguments, standalone_mode=True)
+        code = _called(sys.argv[1:])
     except PipelineError as error:
-        failed(error, as_json="--json" in arguments)
-        raise SystemExit(130 if isinstance(error, Interrupted) else 1) from None
+        failed(error, as_json=as_json)
+        raise SystemExit(130 if isinstance(error, Interrupted) else error.exit_code) from None
     except KeyboardInterrupt:
-        words.print("stopped: nothing was under way that is not safe; run the command again")
+        say("stopped: nothing was under way that is not safe; run the command again")
         raise SystemExit(130) from None
+    raise SystemExit(code)
 
 
-def _pull_settings(arguments: list[str]) -> list[str]:
-    """Take `--section.key value` out of the arguments into `overrides`; values are JSON where they parse as it, else strings."""
-    rest, waiting = [], iter(arguments)
+def _called(arguments: list[str]) -> int:
+    """Run the command; returns its exit code. Raises UsageError if the command line is wrong, besides what the command raises."""
+    rest, given = _pull_settings(arguments)
+    _overrides.set(given)
+    if not rest:
+        with redirect_stdout(sys.stderr):
+            app(["--help"], standalone_mode=False)
+        return 2
+    try:
+        return int(app(rest, prog_name="latent", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "latent"
+        raise UsageError(f"{command}: {error.format_message().rstrip('.')}. Next: {command} --help") from None
+
+
+def _pull_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `--section.key value` out of the arguments. Returns the others, and the settings."""
+    rest: list[str] = []
+    given: dict[str, list[str]] = {}
+    waiting = iter(arguments)
     for argument in waiting:
+        if argument == "--":  # what follows is no option
+            rest += [argument, *waiting]
+            break
         match = SETTING.fullmatch(argument)
         if match is None:
             rest.append(argument)
             continue
         value = match[2] if match[2] is not None else next(waiting, None)
         if value is None:
-            words.print(f"error: {argument} wants a value")
-            raise SystemExit(2)
-        overrides[match[1]] = _value(value)
-    return rest
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+            raise UsageError(f"{argument}: expected a value, got the end of the command line")
+        given.setdefault(match[1], []).append(value)
+    return rest, {dotted: setting(dotted, values) for dotted, values in given.items()}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import ConfigPath, Json, app, overrides
-from pipeline.cli.show import STAMP, grid, log_to_terminal, looking, printed, progress, runs_of, told, words
-from pipeline.config import Config, load, render
+from pipeline.cli.app import ConfigPath, Json, app, overrides, settings_of
+from pipeline.cli.show import Grid, looking, printed, progress, runs_of, say, stamp, told, zone_of
+from pipeline.config import Config, render
 from pipeline.errors import ConfigError, PipelineError, shown
 
 
@@ -40,9 +39,8 @@ def init(
     if not config.exists():
         config.write_text(render(settings, SAMPLE_NOTE if sample else OWN_NOTE), encoding="utf-8")
     where = f"{documents} documents in {SAMPLE_FOLDER}" if sample else f"source: {shown(settings.source.uri)}"
-    printed(
-        {"config": str(config), "documents": documents}, as_json, f"{where}\nconfig: {config}\nnext: latent plan, then latent run"
-    )
+    lines = [where, f"config: {config}", "next: latent plan, then latent run"]
+    printed({"config": str(config), "documents": documents}, as_json, *lines)
 
 
 @app.command()
@@ -53,11 +51,10 @@ def plan(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> 
     """
     from pipeline import run as use_case
 
-    settings = load(config, overrides)
-    log_to_terminal(verbose=False)
+    settings = settings_of(config)
     with progress() as on_progress:
         report = use_case.plan(settings, on_progress)
-    printed(report, as_json, told(report, planned=True))
+    printed(report, as_json, *told(report, planned=True))
 
 
 @app.command()
@@ -86,13 +83,12 @@ def run(
     import flows
     from pipeline import run as use_case
 
-    settings = load(config, overrides)
-    log_to_terminal(verbose=verbose)
+    settings = settings_of(config, verbose=verbose)
     with progress() as on_progress:
         if flow or flows.configured_server():
             report = flows.embed_as_flow(
                 config.resolve(),
-                overrides,
+                overrides(),
                 on_progress,
                 retry_quarantined=retry_quarantined,
                 allow_empty=allow_empty,
@@ -107,10 +103,8 @@ def run(
         try:
             use_case.maintain(settings)
         except PipelineError as error:  # the next run, or another that is under way, does it
-            words.print(
-                f"warning: the run is committed, but the indexes are not up to date: {error}", highlight=False, markup=False
-            )
-    printed(report, as_json, told(report, planned=False))
+            say(f"warning: the run is committed, but the indexes are not up to date: {error}")
+    printed(report, as_json, *told(report, planned=False))
 
 
 @app.command()
@@ -126,8 +120,9 @@ def runs(
     """
     from pipeline.status import runs as use_case
 
-    found = use_case(load(config, overrides), count)
-    printed({"runs": found}, as_json, "" if found else "no run yet", *([runs_of(found)] if found else []))
+    settings = settings_of(config)
+    found = use_case(settings, count)
+    printed({"runs": found}, as_json, runs_of(found, zone_of(settings)) if found else "no run yet")
 
 
 @app.command()
@@ -138,7 +133,7 @@ def pause(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) ->
     """
     from pipeline import run as use_case
 
-    use_case.pause(load(config, overrides), paused=True)
+    use_case.pause(settings_of(config), paused=True)
     printed({"paused": True}, as_json, "backfills wait; next: latent resume")
 
 
@@ -150,7 +145,7 @@ def resume(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
     """
     from pipeline import run as use_case
 
-    use_case.pause(load(config, overrides), paused=False)
+    use_case.pause(settings_of(config), paused=False)
     printed({"paused": False}, as_json, "backfills go on")
 
 
@@ -162,10 +157,9 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
     """
     from pipeline.status import status as use_case
 
-    found = use_case(load(config, overrides))
-    versions = grid("version", "made", "run", "what")
-    for v in found.versions:
-        versions.add_row(str(v.version), f"{v.made_at:{STAMP}}", v.run_id or "", v.what)
+    settings = settings_of(config)
+    found, zone = use_case(settings), zone_of(settings)
+    versions = [(str(v.version), stamp(v.made_at, zone), v.run_id or "", v.what) for v in found.versions]
     lines = [
         f"{found.table}, version {found.version}",
         f"{found.documents} documents in {found.chunks} chunks from {found.files} files",
@@ -175,7 +169,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
         f"indexes: {'; '.join(found.indexes) or 'none'}",
         f"vector searches: {looking(found.tuning)}",
     ]
-    printed(found, as_json, "\n".join(lines), runs_of(found.runs), versions)
+    printed(found, as_json, *lines, runs_of(found.runs, zone), Grid(("version", "made", "run", "what"), versions))
 
 
 @app.command()
@@ -186,10 +180,10 @@ def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
     """
     from pipeline import verify as checks
 
-    found = checks.verify(load(config, overrides))
+    found = checks.verify(settings_of(config))
     ok = all(check.ok for check in found)
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}" for check in found]
-    printed({"ok": ok, "checks": [asdict(check) for check in found]}, as_json, "\n".join(lines))
+    printed({"ok": ok, "checks": found}, as_json, *lines)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -201,11 +195,9 @@ def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False)
     """
     from pipeline import run as use_case
 
-    done = use_case.maintain(load(config, overrides))
-    told = f"vector searches: {looking(done.tuning)}"
-    printed(
-        done, as_json, f"{told}\n{done.versions_dropped} versions dropped, {done.files_removed} files of unfinished runs removed"
-    )
+    done = use_case.maintain(settings_of(config))
+    removed = f"{done.versions_dropped} versions dropped, {done.files_removed} files of unfinished runs removed"
+    printed(done, as_json, f"vector searches: {looking(done.tuning)}", removed)
 
 
 @app.command()
@@ -221,11 +213,11 @@ def rollback(
     """
     from pipeline import run as use_case
 
-    done = use_case.rollback(load(config, overrides), to)
+    done = use_case.rollback(settings_of(config), to)
     printed(
         done,
         as_json,
-        f"version {done.table_version} is as version {done.restored} was: {done.documents} documents in {done.chunks} chunks\n"
+        f"version {done.table_version} is as version {done.restored} was: {done.documents} documents in {done.chunks} chunks",
         "next: latent run takes up what the source changed since",
     )
 
@@ -243,8 +235,7 @@ def serve(
 
     Example: latent serve --search --port 8000
     """
-    settings = load(config, overrides)
-    log_to_terminal(verbose=True)
+    settings = settings_of(config, verbose=True)
     if search:
         _serve_searches(config, host, port, as_json=as_json)
     else:
@@ -253,27 +244,29 @@ def serve(
 
 def _serve_searches(config: Path, host: str, port: int, *, as_json: bool) -> None:
     from pipeline import service
-    from pipeline.search import open_table
+    from pipeline.search import Table
 
     def ready(address: service.Address) -> None:
-        token = f"\ntoken: {address.token}" if address.token else ""
-        printed(address, as_json, f"searches: {address.url}/search, described at {address.url}/docs{token}")
+        token = [f"token: {address.token}"] if address.token else []
+        printed(address, as_json, f"searches: {address.url}/search, described at {address.url}/docs", *token)
         sys.stdout.flush()
 
-    service.serve(open_table(config, overrides), host, port, ready)
+    service.serve(Table(settings_of(config)), host, port, ready)
 
 
 def _serve_nightly(config: Path, settings: Config, *, as_json: bool) -> None:
     import flows
 
     def ready(served: flows.Served) -> None:
-        analyze = f"analyze at '{served.analyze}' {served.timezone}\n" if served.analyze else ""
+        analyze = [f"analyze at '{served.analyze}' {served.timezone}"] if served.analyze else []
         printed(
             served,
             as_json,
-            f"Prefect server: {served.server}\nnightly at '{served.nightly}' {served.timezone}\n{analyze}"
+            f"Prefect server: {served.server}",
+            f"nightly at '{served.nightly}' {served.timezone}",
+            *analyze,
             f"now: PREFECT_API_URL={served.server}/api prefect deployment run {served.deployment}",
         )
         sys.stdout.flush()
 
-    flows.serve(config.resolve(), settings, overrides, ready)
+    flows.serve(config.resolve(), settings, overrides(), ready)

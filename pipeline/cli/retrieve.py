@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.app import ConfigPath, Json, app, overrides
-from pipeline.cli.show import gist, log_to_terminal, printed, progress
+from pipeline.cli.app import ConfigPath, Json, app, overrides, settings_of
+from pipeline.cli.show import gist, printed, progress
 from pipeline.config import Mode, load
 
 if TYPE_CHECKING:
     from pipeline.search.evaluation import Comparison, Evaluation
+    from pipeline.search.hit import Hit
 
 
 @app.command()
@@ -44,7 +45,7 @@ def search(
 
     Example: latent search "how do I parse a date" -k 3 --where "kind = 'function'"
     """
-    from pipeline.search import How, open_table
+    from pipeline.search import How, Table
 
     if not query.strip() and not plus:
         raise typer.BadParameter("give a query, or --plus")
@@ -59,13 +60,16 @@ def search(
         plus=plus or [],
         minus=minus or [],
     )
-    hits = open_table(config, overrides).search(query, k, where, **how)
-    lines = [
-        f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{''.join(f'  {n}={v}' for n, v in hit.metadata.items())}"
-        f"\n{'':12}{gist(hit.text) if not context else hit.before + hit.text + hit.after}"
-        for hit in hits
-    ]
-    printed({"hits": [hit.flat() for hit in hits]}, as_json, "\n".join(lines) or "no hits")
+    hits = Table(settings_of(config)).search(query, k, where, **how)
+    lines = [line for hit in hits for line in _hit_lines(hit, whole=bool(context))]
+    printed({"hits": [hit.flat() for hit in hits]}, as_json, *lines or ["no hits"])
+
+
+def _hit_lines(hit: Hit, *, whole: bool) -> list[str]:
+    """A hit for people: a line of figures, then how its passage begins, or the whole passage with what stands around it."""
+    metadata = "".join(f"  {name}={value}" for name, value in hit.metadata.items())
+    text = [gist(hit.text)] if not whole else (hit.before + hit.text + hit.after).splitlines()
+    return [f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{metadata}", *(f"{'':12}{line}" for line in text)]
 
 
 @app.command()
@@ -95,7 +99,7 @@ def evaluate(
     Example: latent evaluate --queries queries.parquet --qrels qrels.parquet --against hybrid
     """
     from pipeline.judgments import read_judgments, read_queries
-    from pipeline.search import How, Table, open_table
+    from pipeline.search import How, Table
     from pipeline.search import evaluation as use_case
     from pipeline.survey import suited
 
@@ -103,9 +107,9 @@ def evaluate(
         raise typer.BadParameter("give --queries and --qrels, or --self")
     if per_query:
         use_case.require_by_query(per_query)
-    table = open_table(config, overrides)
+    table = Table(settings_of(config))
     way = use_case.way(against) if against else None
-    rival = table if way is not None or not against else Table(suited(load(config, overrides | {"table.name": against})))
+    rival = table if way is not None or not against else Table(suited(load(config, overrides() | {"table.name": against})))
     asked, judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else use_case.known_items(table)
     done = use_case.evaluate(table, asked, judged, How(mode=mode, rerank=rerank, exact=exact))
     result = done.flat()
@@ -118,7 +122,7 @@ def evaluate(
     if per_query:
         use_case.write_by_query(per_query, done)
         lines.append(f"each query: {per_query}")
-    printed(result, as_json, "\n".join(lines))
+    printed(result, as_json, *lines)
 
 
 def _measures(what: str, done: Evaluation) -> str:
@@ -157,10 +161,11 @@ def migrate(
     if (queries is None) != (qrels is None):
         raise typer.BadParameter("give --queries and --qrels, or neither")
     judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
-    settings = load(config, overrides)
-    log_to_terminal(verbose=False)
+    settings = settings_of(config)
     successor = {
-        "name": load(config, overrides | {"model.name": model}).model.name,  # a relative folder is meant from where the config lies
+        "name": load(
+            config, overrides() | {"model.name": model}
+        ).model.name,  # a relative folder is meant from where the config lies
         "revision": revision,
         "sha256": "",
         "query_prompt": query_prompt,
@@ -176,4 +181,4 @@ def migrate(
         if done.table_version
         else f"not switched: {done.table} is ready; the same command with --switch switches",
     ]
-    printed(done.flat(), as_json, "\n".join(lines))
+    printed(done.flat(), as_json, *lines)

@@ -2,78 +2,145 @@
 
 from __future__ import annotations
 
-import json
+import datetime as dt
 import logging
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, is_dataclass
+from dataclasses import dataclass
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table as Grid
+from rich.text import Text
 
+from pipeline.config import Config
 from pipeline.errors import Interrupted, PipelineError
+from pipeline.rendering import LineFormatter, printable_line
 from pipeline.schema import Progress, Prompts, Report
+from pipeline.serialization import to_json
 from pipeline.store import FEW_ROWS, Tuning
 
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # what a document may hold would be a command to the terminal
-STAMP = "%Y-%m-%d %H:%M:%S"
-WIDE = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
+GAP = "  "  # between two columns of a table
+MIN_CLIPPED_CELLS = 20  # of a clipped column; a table that leaves it less is written row by row
 
-words = Console(stderr=True, soft_wrap=True)
+words = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
-def printed(result: Any, as_json: bool, told: str, *grids: Grid) -> None:
-    """The result on stdout: one JSON object, or for people."""
+@dataclass(frozen=True)
+class Grid:
+    """A table for people. Cells of the `clipped` columns may end in … on a narrow terminal; all others are shown whole."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    clipped: Sequence[str] = ()
+
+    def lines(self, width: int | None) -> list[str]:
+        """Its lines, in columns if they fit into `width` cells, else a paragraph a row. None: any width fits."""
+        cells = [[printable_line(cell) for cell in row] for row in (self.columns, *self.rows)]
+        sizes = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+        clipped = [place for place, name in enumerate(self.columns) if name in self.clipped]
+        room = 0 if width is None else width - sum(sizes) - len(GAP) * (len(sizes) - 1)
+        if room < 0 and clipped:
+            share = (room + sum(sizes[place] for place in clipped)) // len(clipped)
+            if share >= MIN_CLIPPED_CELLS:
+                sizes, room = [min(size, share) if place in clipped else size for place, size in enumerate(sizes)], 0
+        if room < 0:
+            return [line for row in cells[1:] for line in self._paragraph(row)]
+        return [GAP.join(_fitted(cell, size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cells]
+
+    def _paragraph(self, row: Sequence[str]) -> list[str]:
+        """The first two cells on a line, and the others, with their names, below."""
+        rest = ", ".join(f"{name} {cell}".strip() for name, cell in zip(self.columns[2:], row[2:], strict=True) if cell)
+        return [GAP.join(row[:2]), *([f"{GAP}{rest}"] if rest else [])]
+
+
+def _fitted(text: str, cells: int) -> str:
+    return set_cell_size(text if cell_len(text) <= cells else f"{set_cell_size(text, cells - 1).rstrip()}…", cells)
+
+
+def wrapped(line: str, width: int | None) -> list[str]:
+    """The line, broken between words where it is longer than `width` cells. What follows is indented as the line's second column is."""
+    if width is None or cell_len(line) <= width:
+        return [line]
+    start = re.match(r"\s*(\S+\s{2,})?", line)
+    indent = " " * min(start.end() if start else 0, width // 3)
+    lines = [""]
+    for word in re.findall(r"\s*\S+", line):
+        if lines[-1].strip() and cell_len(lines[-1] + word) > width:
+            lines.append(indent + word.lstrip())
+        else:
+            lines[-1] += word
+    return lines
+
+
+def printed(result: Any, as_json: bool, *parts: str | Grid) -> None:
+    """The result on stdout: one JSON object, or for people its parts, each text of which is one line."""
     if as_json:
-        plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-        sys.stdout.write(json.dumps(plain, default=str) + "\n")
+        sys.stdout.write(to_json(result) + "\n")
         return
-    sys.stdout.write(CONTROL.sub("\N{REPLACEMENT CHARACTER}", told) + "\n")
-    for grid in grids:
-        Console(width=None if sys.stdout.isatty() else WIDE).print(grid)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for part in parts:
+        for line in part.lines(width) if isinstance(part, Grid) else [printable_line(part)]:
+            sys.stdout.write("\n".join(wrapped(line, width)) + "\n")
+
+
+def say(text: str) -> None:
+    """One line on stderr, above the bars where there are some."""
+    for line in wrapped(printable_line(text), words.width if words.is_terminal else None):
+        words.print(Text(line), soft_wrap=True)
 
 
 def failed(error: PipelineError, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
-    told = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(error))
-    words.print(f"{'' if isinstance(error, Interrupted) else 'error: '}{told}", highlight=False, markup=False)
+        sys.stdout.write(to_json({"error": str(error), "kind": type(error).__name__}) + "\n")
+    say(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}")
 
 
-def grid(*columns: str) -> Grid:
-    grid = Grid(*columns, box=None)
-    for column in grid.columns:
-        column.no_wrap = True
-    return grid
+def zone_of(config: Config) -> ZoneInfo:
+    """The time zone of all that people see: that of [schedule]."""
+    return ZoneInfo(config.schedule.timezone)
 
 
-def runs_of(rows: list[dict[str, Any]]) -> Grid:
+def stamp(moment: dt.datetime, zone: dt.tzinfo) -> str:
+    """Such as 2026-11-27 02:00:00 CET."""
+    return f"{moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z}"
+
+
+def runs_of(rows: list[dict[str, Any]], zone: dt.tzinfo) -> Grid:
     """Runs as `pipeline.status.runs` gives them."""
-    found = grid("run", "status", "started", "seconds", "version", "documents")
-    for row in rows:
-        documents = ", ".join(f"{n} {what}" for what, n in row["report"]["documents"].items() if n)
-        spent = f"{(row['finished_at'] - row['started_at']).total_seconds():.1f}" if row["finished_at"] else ""
-        found.add_row(row["run_id"], row["status"], f"{row['started_at']:{STAMP}}", spent, str(row["table_version"]), documents)
-    return found
+    return Grid(("run", "status", "started", "seconds", "version", "documents"), [_run_cells(row, zone) for row in rows])
 
 
-def told(report: Report, *, planned: bool) -> str:
-    """A report for people."""
+def _run_cells(row: dict[str, Any], zone: dt.tzinfo) -> tuple[str, ...]:
+    documents = ", ".join(f"{n} {what}" for what, n in row["report"]["documents"].items() if n)
+    spent = f"{(row['finished_at'] - row['started_at']).total_seconds():.1f}" if row["finished_at"] else ""
+    version = "" if row["table_version"] is None else str(row["table_version"])
+    return row["run_id"], row["status"], stamp(row["started_at"], zone), spent, version, documents
+
+
+def told(report: Report, *, planned: bool) -> list[str]:
+    """A report for people, line by line."""
     d, c = report.documents, report.chunks
     about = "about " if planned else ""
+    idle = planned and not (d.added or d.changed or d.deleted or c.encoded or report.moved or report.files_left)
     lines = [
         f"documents   {d.added} added, {d.changed} changed, {d.unchanged} unchanged ({report.moved} moved), {d.deleted} deleted, {d.quarantined} in quarantine",
         f"files       {report.files_opened} opened, {report.files_unchanged} unchanged, {report.files_refused} unreadable, {report.files_ignored} of another kind",
-        f"chunks      {about}{c.encoded} encoded, {c.reused} reused" + ("" if planned else f", {c.deleted} deleted"),
-        f"tokens      {about}{report.tokens} at {report.tokens_per_second:.0f} a second on {report.workers} workers",
-        f"time        {about}{report.seconds:.1f} s",
     ]
+    if idle:
+        lines.append("next        nothing to do")
+    else:
+        lines += [
+            f"chunks      {about}{c.encoded} encoded, {c.reused} reused" + ("" if planned else f", {c.deleted} deleted"),
+            f"tokens      {about}{report.tokens} at {report.tokens_per_second:.0f} a second on {report.workers} workers",
+            f"time        {_time(report.seconds, planned=planned)}",
+        ]
     if report.prompts != Prompts():
         lines.append(f"prompts     {report.prompts}")
     if report.cost:
@@ -87,7 +154,13 @@ def told(report: Report, *, planned: bool) -> str:
         lines.insert(1, f"left        {report.stale} documents that changed while they were read: the next run takes them")
     if not planned:
         lines.insert(0, f"run         {report.run_id}, table version {report.table_version}")
-    return "\n".join(lines)
+    return lines
+
+
+def _time(seconds: float, *, planned: bool) -> str:
+    if planned and seconds < 1:
+        return "less than a second"
+    return f"{'about ' if planned else ''}{seconds:.1f} s"
 
 
 def looking(tuning: Tuning | None) -> str:
@@ -106,10 +179,10 @@ def looking(tuning: Tuning | None) -> str:
     )
 
 
-def gist(text: str) -> str:
+def gist(text: str, chars: int = 110) -> str:
     """The beginning of a passage, on one line."""
     line = " ".join(text.split())
-    return line if len(line) <= 110 else line[:109] + "…"
+    return line if len(line) <= chars else line[: chars - 1] + "…"
 
 
 @contextmanager
@@ -152,13 +225,18 @@ def progress() -> Iterator[Any]:
         yield draw
 
 
-def log_to_terminal(*, verbose: bool) -> None:
-    """The pipeline's log lines: above the bars on a terminal, plain otherwise."""
-    handler: logging.Handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    if words.is_terminal:
-        handler = RichHandler(console=words, show_path=False, show_level=False, log_time_format="%H:%M:%S")
-    handler.setLevel(logging.INFO if verbose else logging.WARNING)
+class _Above(logging.Handler):
+    """Writes log lines to stderr, above the bars where there are some."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).split("\n"):
+            say(line)
+
+
+def log_to_terminal(config: Config, *, verbose: bool) -> None:
+    """The pipeline's log lines, with the time in the zone of [schedule]."""
+    handler = _Above(logging.INFO if verbose else logging.WARNING)
+    handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%H:%M:%S %Z", zone_of(config)))
     logger = logging.getLogger("pipeline")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.cli.app import ConfigPath, Json, app, overrides
-from pipeline.cli.show import gist, grid, log_to_terminal, printed, progress, words
-from pipeline.config import load
+from pipeline.cli.app import ConfigPath, Json, app, settings_of
+from pipeline.cli.show import Grid, gist, printed, progress, say
 from pipeline.outputs import require_replaceable
 from pipeline.schema import Progress
+
+if TYPE_CHECKING:
+    from pipeline.space.compression import Measured
+    from pipeline.space.drift import TopicChange
 
 TOPICS_SHOWN = 12
 
@@ -37,8 +41,7 @@ def cluster(
     from pipeline.space import clusters as use_case
 
     given = {"cluster.number": k, "cluster.method": method}
-    settings = load(config, overrides | {name: value for name, value in given.items() if value is not None})
-    log_to_terminal(verbose=False)
+    settings = settings_of(config, {name: value for name, value in given.items() if value is not None})
     with progress() as on_progress:
         done = use_case.cluster(settings, on_progress, fresh=fresh, against=against)
     measured = {"silhouette": done.silhouette} | done.agreement
@@ -47,11 +50,9 @@ def cluster(
         ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if value is not None),
         f"tables: {done.clusters_table}, {done.assignments_table}",
     ]
-    topics = grid("id", "rows", "topic", "like")
-    for each in done.groups:
-        if each.level == 0:
-            topics.add_row(str(each.cluster_id), str(each.rows), each.label, next(iter(each.titles), ""))
-    printed(done.flat(), as_json, "\n".join(line for line in lines if line), topics)
+    topics = [(str(g.cluster_id), str(g.rows), g.label, next(iter(g.titles), "")) for g in done.groups if g.level == 0]
+    table = Grid(("id", "rows", "topic", "like"), topics, clipped=("like",))
+    printed(done.flat(), as_json, *filter(None, lines), table)
 
 
 @app.command()
@@ -69,8 +70,7 @@ def duplicates(
     """
     from pipeline.space import duplicates as use_case
 
-    settings = load(config, overrides | ({} if similarity is None else {"duplicates.similarity": similarity}))
-    log_to_terminal(verbose=False)
+    settings = settings_of(config, ({} if similarity is None else {"duplicates.similarity": similarity}))
     with progress() as on_progress:
         done = use_case.duplicates(settings, on_progress)
     lines = [
@@ -81,13 +81,10 @@ def duplicates(
         else "how many such pairs were compared is not known: an exact comparison of some passages met none",
         f"tables: {done.duplicates_table}, {done.outliers_table}",
     ]
-    alike = grid("passages", "from", "kept", "may go")
-    for group in done.largest:
-        alike.add_row(str(group.rows), f"{group.similarity:.3f}", gist(group.kept)[:60], gist(group.other)[:60])
-    strange = grid("distance", "strangest")
-    for each in done.strangest:
-        strange.add_row(f"{each.distance:.3f}", f"{each.chunk_id}  {gist(each.text)}")
-    printed(done, as_json, "\n".join(lines), *([alike] if done.largest else []), strange)
+    alike = [(str(g.rows), f"{g.similarity:.3f}", gist(g.kept, 60), gist(g.other, 60)) for g in done.largest]
+    strange = [(f"{each.distance:.3f}", each.chunk_id, gist(each.text)) for each in done.strangest]
+    tables = [Grid(("passages", "from", "kept", "may go"), alike, clipped=("kept", "may go"))] if alike else []
+    printed(done, as_json, *lines, *tables, Grid(("distance", "strangest", "text"), strange, clipped=("text",)))
 
 
 @app.command()
@@ -108,8 +105,7 @@ def drift(
     """
     from pipeline.space import drift as use_case
 
-    settings = load(config, overrides)
-    log_to_terminal(verbose=False)
+    settings = settings_of(config)
     if report:
         require_replaceable(report, "--report")
     with progress() as on_progress:
@@ -125,21 +121,16 @@ def drift(
         f"strangers: {done.strangers.share:.1%} of the documents, p {done.strangers.p:.2g}; topics: {done.shares.share:.1%} moved, p {done.shares.p:.2g}",
         *([f"report: {report}"] if report else []),
     ]
-    topics = grid("topic", "before", "now", "share", "moved by", "")
-    for each in done.topics[:TOPICS_SHOWN]:
-        moved = "" if each.shift is None else f"{each.shift:.3f}"
-        share = f"{each.before_share:.1%} -> {each.now_share:.1%}"
-        topics.add_row(each.label, str(each.before), str(each.now), share, moved, "" if each.state == "kept" else each.state)
-    strange = grid("distance", "strangest that came")
-    for document in done.strangest:
-        strange.add_row(f"{document.distance:.3f}", f"{document.doc_id}  {gist(document.text)}")
-    printed(
-        done.flat() | {"report": str(report) if report else None},
-        as_json,
-        "\n".join(lines),
-        topics,
-        *([strange] if done.strangest else []),
-    )
+    topics = Grid(("topic", "before", "now", "share", "moved by", ""), [_topic_cells(each) for each in done.topics[:TOPICS_SHOWN]])
+    strange = [(f"{each.distance:.3f}", each.doc_id, gist(each.text)) for each in done.strangest]
+    tables = [topics, *([Grid(("distance", "strangest that came", "text"), strange, clipped=("text",))] if strange else [])]
+    printed(done.flat() | {"report": report}, as_json, *lines, *tables)
+
+
+def _topic_cells(topic: TopicChange) -> tuple[str, ...]:
+    share = f"{topic.before_share:.1%} -> {topic.now_share:.1%}"
+    moved = "" if topic.shift is None else f"{topic.shift:.3f}"
+    return topic.label, str(topic.before), str(topic.now), share, moved, "" if topic.state == "kept" else topic.state
 
 
 @app.command()
@@ -164,8 +155,7 @@ def compress(
     if picture:
         maps.require_picture(picture)
     judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
-    settings = load(config, overrides)
-    log_to_terminal(verbose=False)
+    settings = settings_of(config)
     with progress() as on_progress:
         done = compression.compress(settings, write, judged, on_progress)
     if picture:
@@ -177,12 +167,15 @@ def compress(
         *([f"picture: {picture}"] if picture else []),
     ]
     scored = done.full_ndcg is not None
-    table = grid("codec", "bytes", "of full", "error", "recall@10", "rescored", *(["ndcg kept", "rescored"] if scored else []))
-    for each in done.codecs:
-        kept = [each.recall, each.rescored_recall, *([each.ndcg_kept, each.rescored_ndcg_kept] if scored else [])]
-        told = [f"{value:.3f}" for value in kept if value is not None]
-        table.add_row(each.name, str(each.bytes), f"1/{1 / each.share:.3g}", f"{each.error:.4f}", *told)
-    printed(asdict(done) | {"picture": str(picture) if picture else None}, as_json, "\n".join(lines), table)
+    columns = ("codec", "bytes", "of full", "error", "recall@10", "rescored", *(("ndcg kept", "rescored") if scored else ()))
+    table = Grid(columns, [_codec_cells(each, scored=scored) for each in done.codecs])
+    printed(asdict(done) | {"picture": picture}, as_json, *lines, table)
+
+
+def _codec_cells(codec: Measured, *, scored: bool) -> tuple[str, ...]:
+    kept = [codec.recall, codec.rescored_recall, *([codec.ndcg_kept, codec.rescored_ndcg_kept] if scored else [])]
+    shares = ("" if value is None else f"{value:.3f}" for value in kept)
+    return codec.name, str(codec.bytes), f"1/{1 / codec.share:.3g}", f"{codec.error:.4f}", *shares
 
 
 @app.command()
@@ -200,12 +193,14 @@ def between(
 
     Example: latent between "read a file" "send an email" --steps 6
     """
-    from pipeline.search import open_table
+    from pipeline.search import Table
     from pipeline.space import ways
 
-    way = ways.between(open_table(config, overrides), start, end, steps, k, where)
-    lines = [f"{step.at:.2f}  {hit.score:.3f}  {hit.doc_id}\n{'':13}{gist(hit.text)}" for step in way for hit in step.hits]
-    printed({"steps": [{"at": step.at, "hits": [hit.flat() for hit in step.hits]} for step in way]}, as_json, "\n".join(lines))
+    way = ways.between(Table(settings_of(config)), start, end, steps, k, where)
+    found = [(step, hit) for step in way for hit in step.hits]
+    lines = [(f"{step.at:.2f}  {hit.score:.3f}  {hit.doc_id}", f"{'':13}{gist(hit.text)}") for step, hit in found]
+    steps_found = [{"at": step.at, "hits": [hit.flat() for hit in step.hits]} for step in way]
+    printed({"steps": steps_found}, as_json, *chain.from_iterable(lines))
 
 
 @app.command()
@@ -219,15 +214,15 @@ def analogy(
 
     Example: latent analogy questions.csv
     """
-    from pipeline.search import open_table
+    from pipeline.search import Table
     from pipeline.space import ways
 
-    done = ways.analogies(open_table(config, overrides), file)
+    done = ways.analogies(Table(settings_of(config)), file)
     lines = [
         f"{done.accuracy:.4f} of {done.questions} questions answered right; {done.skipped} left out: not all of their words are in the table",
         *(f"  {share:.4f}  {section}" for section, share in done.sections.items()),
     ]
-    printed(done, as_json, "\n".join(lines))
+    printed(done, as_json, *lines)
 
 
 @app.command(name="map")
@@ -245,8 +240,7 @@ def map_(
     """
     from pipeline.space import maps
 
-    settings = load(config, overrides)
-    log_to_terminal(verbose=False)
+    settings = settings_of(config)
     pictures = picture or ([] if html or show else [Path("map.png")])
     for file in pictures:
         maps.require_picture(file)
@@ -265,9 +259,7 @@ def map_(
         *([f"page: {folder}; any web server shows it, or 'latent map --html {folder} --open'"] if folder else []),
     ]
     told = {"map_table": drawn.map_table, "table_version": drawn.table_version, "rows": drawn.rows.num_rows}
-    printed(
-        told | {"pictures": [str(file) for file in pictures], "page": str(folder) if folder else None}, as_json, "\n".join(lines)
-    )
+    printed(told | {"pictures": pictures, "page": folder}, as_json, *lines)
     if show and folder:
         sys.stdout.flush()
-        maps.show_page(folder, lambda url: words.print(f"{url}, until Ctrl-C", highlight=False))
+        maps.show_page(folder, lambda url: say(f"{url}, until Ctrl-C"))
