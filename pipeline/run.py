@@ -216,6 +216,7 @@ def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, mann
                 on_progress(ledger.progress())
             if time.monotonic() - committed > COMMIT_S:
                 engine.settle(ledger.commit())
+                store.index_words_when_due(at.store, _words(at.config))
                 committed = time.monotonic()
             if manners is not None and reason is None:
                 engine.hold = manners.too_fast(ledger.tokens)
@@ -247,9 +248,12 @@ def maintain(config: Config) -> Maintained:
 
 def update_indexes(config: Config) -> Tuning | None:
     """Indexes and compaction, as the config wants them. Under the lease."""
+    return store.update_indexes(store_of(config), config.index.recall, _words(config))
+
+
+def _words(config: Config) -> Words | None:
     index = config.index
-    words = Words(index.language, index.stem, index.stop_words) if index.full_text else None
-    return store.update_indexes(store_of(config), index.recall, words)
+    return Words(index.language, index.stem, index.stop_words) if index.full_text else None
 
 
 def pause(config: Config, *, paused: bool) -> None:

@@ -49,7 +49,7 @@ class Asked(BaseModel):
     query: str = Field("", max_length=MOST_CHARS, description="may be left out where there is plus")
     k: int = Field(10, ge=1, le=MOST_K)
     where: str | dict[str, Any] | None = Field(
-        None, description="columns and the value, or list of values, they may have; or an SQL condition"
+        None, description='columns and what they may hold, such as {"acl": ["hr"], "year": {"gte": 2019}}; or an SQL condition'
     )
     mode: Mode | None = Field(None, description="left out: [search] mode of the config")
     rerank: bool = False

@@ -11,10 +11,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Desk, save_small_model, words
+from conftest import Desk, Latent, save_small_model, words
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import open_table, run, store
 from pipeline.cli.show import looking
@@ -175,7 +178,12 @@ def test_a_filter_is_applied_before_the_search(large: Desk, where: str | dict[st
         ("w1", 5, "n ==== 1", "n ==== 1"),
         ("w1", 5, "m = 1", r"No field named m; columns: .*n \(int64\), kind \(string\)"),
         ("w1", 5, "n = 'many'", r'"many".*could not convert.*Int64.*columns: .*n \(int64\)'),
-        ("w1", 5, {"kind": 5}, r"cast string.*columns: .*kind \(string\)"),
+        ("w1", 5, {"kind": 5}, "where kind: expected string, got 5"),
+        ("w1", 5, {"n": "many"}, "where n: expected int64, got 'many'"),
+        ("w1", 5, {"n": {"like": 1}}, "no operator 'like'; expected one of eq, gt, gte, in, lt, lte, ne, not_in"),
+        ("w1", 5, {"n": {"gt": None}}, "gt expects one value"),
+        ("w1", 5, {"m": 1}, "'m': no such column; columns: .*n, kind"),
+        ("w1", 5, "n = 1; drop table docs", "expected one condition, got 'drop table docs' after ';'"),
     ],
 )
 def test_what_the_table_cannot_answer_is_one_line(large: Desk, query: str, k: int, where: str | None, told: str) -> None:
@@ -225,3 +233,91 @@ def test_a_mapping_filters_by_values_of_any_type(desk_for: Callable[..., Desk], 
     assert found({"s": "it's", "i": 2**40}) == {"b"}
     assert found({"s": "it's", "i": 1}) == set()
     assert found({}) == {"a", "b", "c"}
+
+
+@pytest.fixture(scope="module")
+def filtered(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """Three documents with metadata of many kinds; the last has none."""
+    day = dt.datetime(2024, 6, 1, 12)  # noqa: DTZ001 a column without a zone
+    columns = {
+        "acl": [["hr", "all"], ["it's"], None],
+        "marks": pa.array([[1, 2], [3], []], pa.list_(pa.int32())),
+        "year": pa.array([2019, 2020, None], pa.int32()),
+        "share": [0.5, float("nan"), None],
+        "kind": ["x", "it's; --", None],
+        "public": [True, False, None],
+        "day": [day.date(), dt.date(2025, 1, 1), None],
+        "made": [day, dt.datetime(2025, 1, 1), None],  # noqa: DTZ001
+        "seen": pa.array([day, dt.datetime(2025, 1, 1), None], pa.timestamp("ms", "Europe/Berlin")),  # noqa: DTZ001
+        "author": [{"name": "Ada", "born": 1815}, {"name": "Alan", "born": 1912}, None],
+    }
+    desk = desk_for(tmp_path_factory.mktemp("filtered"), metadata=list(columns))
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": [words(1), words(2), words(3)], **columns}), desk.source / "a.parquet")
+    desk.embed()
+    return desk
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({"acl": ["hr"]}, "a"),
+        ({"acl": ["hr", "it's"]}, "ab"),
+        ({"acl": "all"}, "a"),
+        ({"acl": []}, ""),
+        ({"acl": None}, "c"),
+        ({"acl": {"not_in": ["hr"]}}, "bc"),
+        ({"marks": [3, 9]}, "b"),
+        ({"year": [2019, None]}, "ac"),
+        ({"year": {"gte": 2019, "lt": 2020}}, "a"),
+        ({"year": {">": 2019}}, "b"),
+        ({"year": {"$gte": 2019, "$ne": 2020}}, "a"),
+        ({"year": {"ne": 2019}}, "bc"),
+        ({"year": {"ne": None}}, "ab"),
+        ({"share": float("nan")}, "b"),
+        ({"kind": "it's; --"}, "b"),
+        ({"kind": {"in": ["x", "' OR true --"]}}, "a"),
+        ({"public": False}, "b"),
+        ({"day": "2024-06-01"}, "a"),
+        ({"made": {"gte": "2024-06-01", "lt": "2024-06-01T13:00:00+00:00"}}, "a"),
+        ({"made": {"gt": dt.date(2024, 6, 2)}}, "b"),
+        ({"seen": "2024-06-01T14:00:00+02:00"}, "a"),
+        ({"seen": {"gt": "2024-06-01T12:00:00Z"}}, "b"),
+        ({"author": {"born": {"lt": 1900}}}, "a"),
+        ({"author.name": ["Alan"]}, "b"),
+        ({"author": None}, "c"),
+        ({"author": {"name": {"ne": "Ada"}}, "public": [True, False]}, "b"),
+        ("made > '2024-06-02'", "b"),
+        ("'2024-06-02' > day", "a"),
+        ("seen = '2024-06-01T12:00:00Z'", "a"),
+        ("made BETWEEN '2024-01-01' AND '2024-12-31' OR day IN ('2025-01-01')", "ab"),
+        ("made < '2024-12-31' AND kind <> 'made > ''2024-01-01''!'", "a"),
+        ("kind = 'it''s; --';", "b"),
+    ],
+    ids=str,
+)
+def test_a_filter_takes_lists_ranges_null_dates_and_fields(filtered: Desk, where: str | dict[str, object], expected: str) -> None:
+    table = open_table(filtered.config_path)
+    for mode in ("vector", "text"):
+        assert {hit.doc_id for hit in table.search(words(1, 2, 3), where=where, mode=mode)} == set(expected), mode
+
+
+def test_a_mapping_filters_on_the_command_line_too(filtered: Desk, latent: Latent) -> None:
+    said = latent(filtered.folder, "search", words(1), "--where", '{"acl": ["hr"], "made": {"lt": "2025-01-01"}}', "--json")
+    assert [hit["doc_id"] for hit in said.answer["hits"]] == ["a"]
+    assert latent(filtered.folder, "search", words(1), "--where", '{"acl": ', "--json").code == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text())
+def test_no_value_acts_as_sql(filtered: Desk, value: str) -> None:
+    found = store.Reading(store_of(filtered.config)).by_vector(np.ones(16, np.float32) / 4, 3, {"kind": {"in": [value]}})
+    assert set(found["kind"].to_pylist()) <= {value}
+
+
+def test_a_list_of_values_is_looked_up_in_the_index_of_labels(large: Desk) -> None:
+    reading = store.Reading(store_of(large.config))
+    planned, meeting = reading._plan({"tags": ["t3", "t4"]})
+    assert meeting == sum(i % 7 in {3, 4} for i in range(20_000))
+    assert "tags_idx" in reading._table.search().where(planned).explain_plan()
+    hits = open_table(large.config_path).search(words(40), k=5, where={"tags": ["t3"]})
+    assert [hit.metadata["tags"] for hit in hits] == [["t3"]] * 5

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.app import ConfigPath, Json, app, overrides, settings_of
 from pipeline.cli.show import gist, printed, progress
 from pipeline.config import Mode, load
+from pipeline.errors import QueryError
 
 if TYPE_CHECKING:
     from pipeline.search.evaluation import Comparison, Evaluation
     from pipeline.search.hit import Hit
+    from pipeline.store import Condition
 
 
 @app.command()
@@ -23,7 +25,7 @@ def search(
     *,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
     where: Annotated[
-        str | None, typer.Option("--where", help="An SQL condition over the columns, applied before the search.")
+        str | None, typer.Option("--where", help="An SQL condition over the columns, or a JSON mapping, applied before the search.")
     ] = None,
     mode: Annotated[
         Mode | None, typer.Option("--mode", help="By meaning, by words, or both fused; left out: [search] mode.")
@@ -60,7 +62,7 @@ def search(
         plus=plus or [],
         minus=minus or [],
     )
-    hits = Table(settings_of(config)).search(query, k, where, **how)
+    hits = Table(settings_of(config)).search(query, k, _condition(where), **how)
     lines = [line for hit in hits for line in _hit_lines(hit, whole=bool(context))]
     printed({"hits": [hit.flat() for hit in hits]}, as_json, *lines or ["no hits"])
 
@@ -70,6 +72,17 @@ def _hit_lines(hit: Hit, *, whole: bool) -> list[str]:
     metadata = "".join(f"  {name}={value}" for name, value in hit.metadata.items())
     text = [gist(hit.text)] if not whole else (hit.before + hit.text + hit.after).splitlines()
     return [f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}{metadata}", *(f"{'':12}{line}" for line in text)]
+
+
+def _condition(where: str | None) -> Condition | None:
+    """A mapping where it is written as one: {"acl": ["hr"]}."""
+    if where is None or not where.lstrip().startswith("{"):
+        return where
+    try:
+        mapping: dict[str, Any] = json.loads(where)
+    except ValueError as error:
+        raise QueryError(f'--where {where!r:.200}: expected SQL or a JSON mapping such as {{"acl": ["hr"]}}: {error}') from None
+    return mapping
 
 
 @app.command()

@@ -107,8 +107,9 @@ class Table:
         return self._config.search.candidates
 
     def search(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
-        """The k passages that answer best, best first. `where` is applied before the search: a mapping of columns to a value, or to a list of values
-        that will do, which never become SQL; or a string, which is SQL: put nothing into it that you would not run.
+        """The k passages that answer best, best first. `where` is applied before the search: a mapping such as
+        {"acl": ["hr", "all"], "year": {"gte": 2019, "lt": 2021}, "deleted_at": None}, whose values never act as SQL (all forms: `store.conditions`); or a
+        string, which is SQL: put nothing into it that you would not run.
 
         Raises QueryError for an empty query, a k out of range, a condition the table cannot evaluate, or a way of searching it has no index or model for.
         """
@@ -127,6 +128,10 @@ class Table:
         asked = self._checked(k, how)
         view = self._newest()
         reading = view.reading
+        if asked["mode"] != "vector" and not self._config.index.full_text and not reading.has_words:
+            raise QueryError(
+                f"{reading.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'"
+            )
         vectors = self._asked_for(view, queries, asked) if asked["mode"] != "text" else [None] * len(queries)
         with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(queries)) or 1) as pool:
             return list(pool.map(lambda query, vector: self._answer(reading, query, vector, k, where, asked), queries, vectors))

@@ -12,7 +12,7 @@ version may be ahead of the main table's by one commit), file systems without at
 while a run writes.
 
 `tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out, `courtesy` lets one pass; `history` goes back and cleans up; `indexes` are kept
-beside the rows, with the recall that `tuning` measures; `reading` is a version open for searches; `derived` are tables worked out from it.
+beside the rows, with the recall that `tuning` measures; `word_index` is the one of words, `folding` its forms of them; `reading` is a version open for searches; `derived` are tables worked out from it.
 """
 
 import os
@@ -21,6 +21,7 @@ os.environ.setdefault("LANCE_LOG", "error")  # before they are imported: they wa
 os.environ.setdefault("LANCEDB_LOG", "error")
 
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
+from pipeline.store.conditions import Condition
 from pipeline.store.courtesy import Backfill, backfilling_since, is_paused, pause
 from pipeline.store.derived import (
     Codes,
@@ -36,9 +37,9 @@ from pipeline.store.derived import (
     write_derived,
 )
 from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
-from pipeline.store.indexes import Index, Words, indexes, missed_by_indexes, update_indexes
+from pipeline.store.indexes import Index, indexes, missed_by_indexes, update_indexes
 from pipeline.store.lease import Lease
-from pipeline.store.reading import FEW_ROWS, RESCORED, Condition, Reading, Tuning, matrix, read_tuning
+from pipeline.store.reading import FEW_ROWS, RESCORED, Reading, Tuning, matrix, read_tuning
 from pipeline.store.tables import (
     Asking,
     Side,
@@ -55,6 +56,8 @@ from pipeline.store.tables import (
     state_of,
     write_runs,
 )
+from pipeline.store.word_index import index_words_when_due
+from pipeline.store.words import Words
 
 __all__ = [
     "FEW_ROWS",
@@ -85,6 +88,7 @@ __all__ = [
     "drop",
     "foreign_changes",
     "former_specs",
+    "index_words_when_due",
     "indexes",
     "is_paused",
     "lance_errors",

@@ -5,7 +5,7 @@ Below INDEXED_FROM rows nothing is indexed but words: exact search is as fast. A
 - **vectors**: IVF with 1-bit residual quantisation (RaBitQ, Gao & Long 2024, https://arxiv.org/abs/2405.12497), or with 8 bits where that cannot be had or does
   not hold the recall; how far searches look is measured (`tuning`). New rows are folded in as they come; the index is trained anew when what it was
   tuned to no longer holds, or when the table has doubled.
-- **words**: BM25. **metadata**: bitmaps for columns of few values, else trees. **ids and hashes**: trees, so that a night's look-ups cost by the change.
+- **words**: BM25, in every script (`word_index`). **metadata**: bitmaps for columns of few values, else trees. **ids and hashes**: trees, so that a night's look-ups cost by the change.
 
 Rows newer than an index are searched one by one, so nothing waits for it.
 """
@@ -13,7 +13,6 @@ Rows newer than an index are searched one by one, so nothing waits for it.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,9 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.schema import OWN_COLUMNS
-from pipeline.store.reading import INDEXED_FROM, TUNING_KEY, WORDS_KEY, Reading, Tuning, connected, expression, read_tuning
+from pipeline.store.reading import INDEXED_FROM, TUNING_KEY, Reading, Tuning, connected, read_tuning
 from pipeline.store.tables import Store, lance_errors
 from pipeline.store.tuning import Trial, check, draw, tune
+from pipeline.store.word_index import index_words, missed_by_words
+from pipeline.store.words import Words
 
 MEASURED_AGAIN = 0.1  # of the rows are new since the last measurement
 TRAINED_AGAIN = 2  # times the rows that the index was trained on
@@ -38,18 +39,7 @@ SAMPLED = 10_000  # rows, to see what a column holds
 FEW_VALUES = 500  # among them: a bitmap
 LONG = 200  # characters: such texts are not filtered by their value
 EVERY_PART = 1_000_000  # as nprobes: no index has as many
-QUERY_CHARS = 200
-TELLING = re.compile(r"[A-Za-z]{6,40}|\d\d")  # a text with one of these is more than stop words
 SEED = 20
-
-
-@dataclass(frozen=True)
-class Words:
-    """How the full-text index takes a text apart."""
-
-    language: str = "English"
-    stem: bool = True
-    stop_words: bool = True  # left out
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ def update_indexes(store: Store, recall: float, words: Words | None) -> Tuning |
     """
     with lance_errors(f"{store.label} cannot be maintained"):
         _compact(store)
-        _index_words(store, words)
+        index_words(store, words)
         _index_values(store)
         _fold_in(store)
         tuning = _index_vectors(store, recall)
@@ -110,25 +100,6 @@ def _fold_in(store: Store) -> None:
         elif index.behind or index.pieces > PIECES:
             merged = index.pieces if index.pieces >= PIECES else 0
             store.opened().optimize.optimize_indices(num_indices_to_merge=merged, index_names=[index.name])
-
-
-def _index_words(store: Store, words: Words | None) -> None:
-    """The full-text index as it is wanted: made where there is none, made anew where words are taken apart otherwise now."""
-    from lancedb.index import FTS
-
-    table = connected(store)
-    present = [index.name for index in table.list_indices() if index.index_type == "FTS"]
-    wanted = json.dumps(asdict(words)) if words and table.count_rows() else None
-    kept = store.opened().metadata.get(WORDS_KEY)
-    if kept == wanted and bool(present) == bool(wanted):
-        return
-    if words and wanted:  # positions break compaction upstream
-        config = FTS(with_position=False, language=words.language, stem=words.stem, remove_stop_words=words.stop_words)
-        table.create_index("text", config=config, replace=True)
-    else:
-        for name in present:
-            table.drop_index(name)
-    store.opened().update_metadata({WORDS_KEY: wanted})
 
 
 def _index_values(store: Store) -> None:
@@ -217,17 +188,6 @@ def missed_by_indexes(store: Store, sample: int) -> list[str]:
             missed += [f"{name} (vector)" for name in unseen.to_pylist()]
         if "text" in columns and count:
             rows = np.sort(np.random.default_rng(SEED).choice(count, min(sample, count), replace=False)).tolist()
-            for row in store.opened().take(rows, columns=["chunk_id", "text"]).to_pylist():
-                if TELLING.search(row["text"][:QUERY_CHARS]) and not _finds(table, row["chunk_id"], row["text"][:QUERY_CHARS]):
-                    missed.append(f"{row['chunk_id']} (full text)")
+            texts = store.opened().take(rows, columns=["chunk_id", "text"]).to_pylist()
+            missed += [f"{name} (full text)" for name in missed_by_words(store, texts)]
     return missed
-
-
-def _finds(table: Any, chunk_id: str, text: str) -> bool:
-    """Whether a full-text search finds a row by its own words."""
-    from lancedb.query import MatchQuery
-
-    query = (
-        table.search(MatchQuery(text, "text"), query_type="fts").where(expression({"chunk_id": chunk_id}), prefilter=True).limit(1)
-    )
-    return bool(query.select(["chunk_id", "_score"]).to_arrow().num_rows)

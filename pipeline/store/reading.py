@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import operator
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ import pyarrow.compute as pc
 
 from pipeline.errors import QueryError, StoreError
 from pipeline.schema import SCORE, Spec
+from pipeline.store.conditions import Condition, condition
 from pipeline.store.derived import Codes, read_codes, same_rows
 from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
+from pipeline.store.words import WORDS_KEY, WordQuery, Words, indexed_in_memory
 
-Condition = str | Mapping[str, Any]  # SQL; or column → its value, or a list of those it may have
 INDEXED_FROM = 10_000  # rows; below, exact search is as fast
 FEW_ROWS = 20_000  # that meet a filter: compared one by one, in some 20 ms; an index would look at many that do not meet it
 PLANS_KEPT = 1000  # filters
@@ -32,7 +32,8 @@ RESCORED = 50  # rows found by their codes that are ordered by their vectors, an
 RESCORED_OF = 5  # times as many as are asked for
 DEPTH = 100  # hits of each side that a hybrid search fuses
 TUNING_KEY = "latent.tuning"
-WORDS_KEY = "latent.words"
+FLAT_ROWS = 100_000  # outside the full-text index that a search by words looks through, in about a second
+PHRASE_DEPTH = 10_000  # rows at most that are looked through for a phrase
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Reading:
         self.tuning = read_tuning(self._rows)
         self._table = connected(store, self.version)
         self.columns = [name for name in self._table.schema.names if name != "vector"]
-        self._planned: dict[str, tuple[Any, int]] = {}  # by filter: what lancedb takes, and how many rows meet it
-        self._planning = threading.Lock()
+        self._planned: dict[str, tuple[str, int]] = {}  # by filter: what lancedb takes, and how many rows meet it
+        self._planning = threading.RLock()
 
     @functools.cached_property
     def spec(self) -> Spec:
@@ -83,13 +84,14 @@ class Reading:
 
     @functools.cached_property
     def has_words(self) -> bool:
-        """Whether it can be searched by words."""
+        """Whether there is an index of words."""
         return any(index.index_type == "FTS" for index in self._table.list_indices())
 
-    @property
-    def _awaits_words(self) -> bool:
-        """Whether the index of words is about to be made, of a table just migrated: until then each row is looked at, and words have no stems."""
-        return bool(self._rows.metadata.get(WORDS_KEY))
+    @functools.cached_property
+    def _newer_than_words(self) -> int:
+        """How many rows the index of words does not hold."""
+        stats = [self._table.index_stats(i.name) for i in self._table.list_indices() if i.index_type == "FTS"]
+        return sum(each.num_unindexed_rows for each in stats if each)
 
     @functools.cached_property
     def _codes(self) -> Codes:
@@ -122,8 +124,7 @@ class Reading:
         """As `by_vector`, of the rows whose codes are nearest (`latent compress --write`): their order is that of the full vectors."""
         allowed = None
         if where:
-            ids = self._table.search().where(self._plan(where)[0]).with_row_id(True).select(["_rowid"]).limit(self.count or 1)
-            allowed = self._run(ids, where)["_rowid"].combine_chunks()
+            allowed = self._run(self._meeting(where), where)["_rowid"].combine_chunks()
         found = self._codes.nearest(vector, max(RESCORED, RESCORED_OF * k), allowed)
         rows = self._taken(pa.chunked_array([found]), [*self.columns, "vector"])
         scores = matrix(rows["vector"].combine_chunks()).astype(np.float64) @ vector
@@ -132,7 +133,7 @@ class Reading:
 
     def by_words(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
         """The k rows that the words of a query fit best; the score is BM25. Rows without any of the words are not among them."""
-        rows = self._run(self._fitting(words, k, where).select([*self.columns, "_score"]), where)
+        rows = self._fitting(words, k, where, [*self.columns, "_score"])
         return rows.append_column(SCORE, rows["_score"].cast(pa.float64()))
 
     def by_both(self, vector: np.ndarray, words: str, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
@@ -140,9 +141,8 @@ class Reading:
         from lancedb.rerankers import RRFReranker
 
         depth = max(k, DEPTH)
-        fitting = self._fitting(words, depth, where).select(["_score"])
-        nearest = self._nearest(vector, depth, where, exact=exact).select(["_distance"])
-        lists = [self._run(query, where).select(["_rowid"]) for query in (nearest, fitting)]
+        nearest = self._run(self._nearest(vector, depth, where, exact=exact).select(["_distance"]), where)
+        lists = [nearest.select(["_rowid"]), self._fitting(words, depth, where, ["_score"]).select(["_rowid"])]
         fused = RRFReranker().rerank_hybrid(words, *lists)[:k]
         rows = self._taken(fused["_rowid"], self.columns)
         return rows.append_column(SCORE, fused["_relevance_score"].cast(pa.float64()))
@@ -155,7 +155,9 @@ class Reading:
         """Passages of documents at these places, where there are such: doc_id, chunk_index, text, char_start, char_end, in order."""
         at = sorted({place for some in places.values() for place in some})
         columns = ["doc_id", "chunk_index", "text", "char_start", "char_end"]
-        query = self._table.search().where(expression({"doc_id": list(places), "chunk_index": at})).select(columns)
+        query = (
+            self._table.search().where(condition({"doc_id": list(places), "chunk_index": at}, self._rows.schema)).select(columns)
+        )
         with lance_errors(f"{self.store.label} cannot be read"):
             found = query.limit(len(places) * len(at) or 1).to_arrow()
         return found.sort_by([("doc_id", "ascending"), ("chunk_index", "ascending")])
@@ -165,7 +167,8 @@ class Reading:
         drawn = np.sort(np.random.default_rng(seed).choice(self.count, min(count, self.count), replace=False)).tolist()
         with lance_errors(f"{self.store.label} cannot be read"):
             rows = self._rows.take(drawn, columns=["chunk_id", "text", "chunk_hash"]).to_pylist()
-            alike = self._table.search().where(expression({"chunk_hash": list({row["chunk_hash"] for row in rows})}))
+            hashes = list({row["chunk_hash"] for row in rows})
+            alike = self._table.search().where(condition({"chunk_hash": hashes}, self._rows.schema))
             holders = alike.select(["chunk_hash", "doc_id"]).limit(self.count or 1).to_arrow()
         documents: dict[str, list[str]] = {}
         for known, doc_id in zip(holders["chunk_hash"].to_pylist(), holders["doc_id"].to_pylist(), strict=True):
@@ -180,22 +183,68 @@ class Reading:
         query = self._table.search(vector, vector_column_name="vector", query_type="vector").distance_type("cosine").limit(k)
         query, share = query.with_row_id(True), 1.0
         if where:
-            condition, meeting = self._plan(where)
-            query = query.where(condition, prefilter=True)
+            planned, meeting = self._plan(where)
+            query = query.where(planned, prefilter=True)
             exact = exact or meeting <= FEW_ROWS
             share = max(meeting, 1) / max(self.count, 1)
         if exact or self.tuning is None or not self.tuning.nprobes:
             return query.bypass_vector_index()
         return query.nprobes(math.ceil(self.tuning.nprobes / share)).refine_factor(self.tuning.refine_factor)
 
-    def _fitting(self, words: str, k: int, where: Condition | None) -> Any:
-        """The query for the rows that words fit best, with its filter."""
-        from lancedb.query import MatchQuery
+    def _fitting(self, words: str, k: int, where: Condition | None, columns: list[str]) -> pa.Table:
+        """The rows that words fit best, and hold the phrases among them."""
+        query = WordQuery(words, self._words)
+        if not query.phrases:
+            return self._matching(query, k, where, columns)
+        asked = k
+        while True:
+            rows = self._matching(query, asked, where, [*dict.fromkeys([*columns, "text"])])
+            holding = rows.filter(query.holds(rows["text"]))
+            if holding.num_rows >= k or rows.num_rows < asked or asked >= PHRASE_DEPTH:
+                return holding[:k].select([*columns, "_rowid"])
+            asked *= 4
 
-        if not self.has_words and not self._awaits_words:
-            raise QueryError(f"{self.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'")
-        query = self._table.search(MatchQuery(words, "text"), query_type="fts").limit(k).with_row_id(True)
-        return query.where(self._plan(where)[0], prefilter=True) if where else query
+    def _matching(self, query: WordQuery, k: int, where: Condition | None, columns: list[str]) -> pa.Table:
+        """The rows that words fit best. Those that are newer than the index are searched one by one, and left out where they are too many for that."""
+        if not self.has_words and self.count:
+            return self._matching_in_memory(query, k, where, columns)
+        newer = self._newer_than_words
+        found = self._table.search(query.match(unfolded=newer > 0), query_type="fts").limit(k).with_row_id(True)
+        if newer > FLAT_ROWS:
+            found = found.fast_search()
+        if where:
+            found = found.where(self._plan(where)[0], prefilter=True)
+        return self._run(found.select(columns), where)
+
+    def _matching_in_memory(self, query: WordQuery, k: int, where: Condition | None, columns: list[str]) -> pa.Table:
+        """As `_matching`, of a table that has no index yet. Raises QueryError where its rows are too many."""
+        if self.count > FLAT_ROWS:
+            many = f"{self.store.label} has no full-text index, and its {self.count:,} rows are too many to search one by one"
+            raise QueryError(
+                f"{many} (at most {FLAT_ROWS:,}): a run that is under way makes one as it commits; else set [index] full_text = true and run 'latent maintain'"
+            )
+        with self._planning:
+            texts = self._in_memory
+        found = texts.search(query.match(unfolded=False), query_type="fts").limit(self.count if where else k)
+        hits = found.select(["row_id", "_score"]).to_arrow()
+        if where:
+            ids = self._run(self._meeting(where), where)["_rowid"].combine_chunks()
+            hits = hits.filter(pc.is_in(hits["row_id"], value_set=ids))[:k]
+        rows = self._taken(hits["row_id"], [name for name in columns if name != "_score"])
+        return rows.append_column("_score", hits["_score"])
+
+    @functools.cached_property
+    def _in_memory(self) -> Any:
+        texts = self._table.search().select(["text"]).with_row_id(True).limit(self.count)
+        return indexed_in_memory(self._run(texts, None).rename_columns({"_rowid": "row_id"}), self._words)
+
+    @property
+    def _words(self) -> Words:
+        return Words.from_json(self._rows.metadata.get(WORDS_KEY))
+
+    def _meeting(self, where: Condition) -> Any:
+        """The query for the ids of all rows that meet a filter."""
+        return self._table.search().where(self._plan(where)[0]).with_row_id(True).select(["_rowid"]).limit(self.count or 1)
 
     def _taken(self, row_ids: pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
         """These rows, in this order."""
@@ -203,19 +252,19 @@ class Reading:
             rows = self._table.take_row_ids(row_ids.to_pylist()).with_row_id().select([*columns]).to_arrow()
         return rows.take(pc.index_in(row_ids, value_set=rows["_rowid"].combine_chunks()))
 
-    def _plan(self, where: Condition) -> tuple[Any, int]:
+    def _plan(self, where: Condition) -> tuple[str, int]:
         """The filter as lancedb takes it, and how many rows meet it. Raises QueryError where the table cannot evaluate it."""
         known = repr(where)
         with self._planning:
             planned = self._planned.get(known)
         if planned is None:
-            condition = where if isinstance(where, str) else expression(where)
-            query = self._table.search().where(condition).select(["chunk_index"]).limit(self.count or 1)
+            asked = condition(where, self._rows.schema)
+            query = self._table.search().where(asked).select(["chunk_index"]).limit(self.count or 1)
             try:
                 query.explain_plan()
             except (ValueError, OSError, RuntimeError) as error:
                 raise self._refused(where, error) from error
-            planned = condition, int(self._run(query, where).num_rows)
+            planned = asked, int(self._run(query, where).num_rows)
             with self._planning:
                 self._planned[known] = planned
                 if len(self._planned) > PLANS_KEPT:
@@ -254,17 +303,3 @@ def connected(store: Store, version: int | None = None) -> Any:
         if version is not None:
             table.checkout(version)
         return table
-
-
-def expression(where: Mapping[str, Any]) -> Any:
-    """All columns' conditions, as lancedb's typed expression. Raises QueryError for a value that it has no type for."""
-    from lancedb.expr import col, lit
-
-    def meets(column: str, value: Any) -> Any:
-        try:
-            return col(column).isin(value) if isinstance(value, list | tuple | set | frozenset) else col(column) == lit(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            wanted = f'a string, number, boolean, date or bytes, or a list of such; for null: where="{column} IS NULL"'
-            raise QueryError(f"where {column}: got {value!r:.80} ({one_line(error)}), wanted {wanted}") from None
-
-    return functools.reduce(operator.and_, (meets(column, value) for column, value in where.items()))
