@@ -10,9 +10,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
 from flows.patience import SHORT_S, missed, patient
-from flows.reports import plain
 from flows.telling import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
 from pipeline.config import load
+from pipeline.rendering import markdown_text
 from pipeline.space.analysis import Analysis
 from pipeline.space.analysis import analyze as use_case
 
@@ -59,13 +59,13 @@ def changes(table: str, found: Analysis) -> str:
             "| topic | before | now | |",
             "|---|---:|---:|---|",
             *(
-                f"| {plain(each.label)} | {each.before} | {each.now} | {'' if each.state == 'kept' else each.state} |"
+                f"| {markdown_text(each.label)} | {each.before} | {each.now} | {'' if each.state == 'kept' else each.state} |"
                 for each in moved.topics[:TOPICS]
             ),
             "",
             "| strangest that came | distance |",
             "|---|---:|",
-            *(f"| {plain(each.doc_id)} | {each.distance:.3f} |" for each in moved.strangest[:STRANGEST]),
+            *(f"| {markdown_text(each.doc_id)} | {each.distance:.3f} |" for each in moved.strangest[:STRANGEST]),
             "",
         ]
     lines += [
@@ -73,6 +73,6 @@ def changes(table: str, found: Analysis) -> str:
         "",
         f"{alike.groups} groups of near-duplicates; {alike.droppable} passages may go, every passage of {alike.documents} documents.",
         "",
-        *(f"- {file}" for file in found.files),
+        *(f"- {markdown_text(str(file))}" for file in found.files),
     ]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from pipeline.rendering import markdown_text
 from pipeline.run import Maintained
 from pipeline.schema import DocumentCounts, Report
 from pipeline.search.evaluation import Evaluation
@@ -19,7 +20,7 @@ def summary(table: str, report: Report, reason: str, tuning: Tuning | None) -> s
     d, c = report.documents, report.chunks
     return "\n".join(
         [
-            f"# {table}: {reason}",
+            f"# {table}: {markdown_text(reason)}",
             "",
             f"Run `{report.run_id}`, table version {report.table_version}, {report.seconds:.1f} s.",
             "",
@@ -38,7 +39,7 @@ def summary(table: str, report: Report, reason: str, tuning: Tuning | None) -> s
             looking(tuning),
             *_table(
                 "in quarantine, why | documents",
-                ((plain(reason), str(count)) for reason, count in list(report.reasons.items())[:TOP]),
+                ((markdown_text(reason), str(count)) for reason, count in list(report.reasons.items())[:TOP]),
             ),
             *_table(
                 "slowest shards | node | documents | s",
@@ -80,7 +81,7 @@ def evaluation(table: str, asked: str, done: Evaluation) -> str:
     """How good the answers are."""
     return "\n".join(
         [
-            f"# {table}: {asked}",
+            f"# {table}: {markdown_text(asked)}",
             "",
             f"{done.queries} queries.",
             "",
@@ -90,11 +91,6 @@ def evaluation(table: str, asked: str, done: Evaluation) -> str:
             *(f"| ms a search, {name} | {value:.1f} |" for name, value in done.milliseconds.items()),
         ]
     )
-
-
-def plain(text: str) -> str:
-    """What a document says, as no markup."""
-    return "".join(f"\\{each}" if each in "\\`*_[]<>|#" else each for each in " ".join(text.split()))
 
 
 def quarantined_share(documents: DocumentCounts) -> float:

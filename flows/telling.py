@@ -5,6 +5,7 @@ An update of the artifact costs 17 ms, an event none of the run's time: another 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -23,7 +24,9 @@ from prefect.runtime import flow_run
 from pipeline import run
 from pipeline.config import load
 from pipeline.errors import PipelineError
+from pipeline.rendering import LineFormatter
 from pipeline.schema import Progress
+from pipeline.serialization import to_json
 from pipeline.survey import OnProgress
 
 UPDATE_S = 2.0  # between two updates of the progress artifact
@@ -33,15 +36,15 @@ watcher: ContextVar[OnProgress] = ContextVar("watcher", default=run.quiet)
 
 
 def run_name() -> str:
-    """Such as 'nightly docs: scheduled 2026-11-25 02:00', in the schedule's time zone. Sorted by name, runs are in order of table, reason, and time."""
+    """Such as 'nightly docs: scheduled 2026-11-25 02:00 CET', in the schedule's time zone. Sorted by name, runs are in order of table, reason, and time."""
     given = flow_run.parameters
     try:
         settings = load(given.get("config", "config.toml"), given.get("overrides"))
-        table, zone = given.get("table") or settings.table.name, settings.schedule.timezone
+        table, zone = given.get("table") or settings.table.name, settings.schedule.zone
     except PipelineError:  # the run itself fails of it, and says so
-        table, zone = "?", "UTC"
-    due = flow_run.scheduled_start_time.astimezone(ZoneInfo(zone))
-    return f"{flow_run.flow_name} {table}: {given.get('reason', 'by hand')} {due:%Y-%m-%d %H:%M}"
+        table, zone = "?", ZoneInfo("UTC")
+    due = flow_run.scheduled_start_time.astimezone(zone)
+    return f"{flow_run.flow_name} {table}: {given.get('reason', 'by hand')} {due:%Y-%m-%d %H:%M %Z}"
 
 
 def artifact_key(text: str) -> str:
@@ -83,6 +86,7 @@ def _rounded(seconds: float) -> str:
 def logs_to_prefect() -> Iterator[None]:
     """The pipeline's log lines go to the flow run's page."""
     logger, handler = logging.getLogger("pipeline"), APILogHandler()
+    handler.setFormatter(LineFormatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -95,4 +99,4 @@ def tell(event: str, table: str, payload: Mapping[str, Any], **verdicts: str) ->
     """An event of the table, for automations. They see no payload, only a resource's labels: a verdict they are to act on is one, `latent.<name>`."""
     labels = {f"latent.{name}": verdict for name, verdict in verdicts.items()}
     resource = {"prefect.resource.id": f"latent.table.{table}", "prefect.resource.name": table, **labels}
-    emit_event(event, resource, payload=dict(payload))
+    emit_event(event, resource, payload=json.loads(to_json(payload)))

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -295,7 +295,11 @@ class Schedule(_Section):
     analyze: Literal[""] | Annotated[str, AfterValidator(_cron)] = Field(
         "", description="likewise, of the flow that looks for what changed, clusters, near-duplicates; empty: never"
     )
-    timezone: Annotated[str, AfterValidator(_timezone)] = Field("UTC", description="IANA name")
+    timezone: Annotated[str, AfterValidator(_timezone)] = Field("UTC", description="IANA name; times are shown in it")
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
 
 
 class Config(_Section):

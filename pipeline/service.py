@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import secrets
 import socket
@@ -32,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.config import Mode
 from pipeline.errors import ConfigError, PipelineError, QueryError
 from pipeline.search import Table
+from pipeline.serialization import to_json
 
 TOKEN = "LATENT_SEARCH_TOKEN"  # noqa: S105  the variable's name
 MOST_K = 1000
@@ -111,7 +111,7 @@ def service(table: Table, token: str | None = None) -> FastAPI:
         mode, started, status = asked.mode or "default", time.perf_counter(), 500
         try:
             hits = table.search(**asked.model_dump())
-            body = json.dumps({"hits": [hit.flat() for hit in hits]}, default=str)
+            body = to_json({"hits": [hit.flat() for hit in hits]})
         except PipelineError as error:
             status = _status(error)
             raise
@@ -182,7 +182,7 @@ def _malformed(_: Request, error: Exception) -> Response:
 
 
 def _told(status: int, detail: object) -> Response:
-    return Response(json.dumps({"detail": detail}), status, media_type="application/json")
+    return Response(to_json({"detail": detail}), status, media_type="application/json")
 
 
 class _LimitedBody:

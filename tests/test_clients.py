@@ -89,6 +89,16 @@ def test_llama_index_retrieves_from_it(table: Table) -> None:
     assert found[0].metadata["doc_id"] == hits[0].doc_id
 
 
+def test_retrievers_keep_a_metadata_column_called_score(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path / "scored", metadata=["score"])
+    desk.write("a.jsonl", [{"id": "a", "text": QUERY, "score": 7}])
+    desk.embed()
+    table = open_table(desk.config_path)
+    score = table.search(QUERY, 1)[0].score
+    document, node = table.as_retriever(k=1).invoke(QUERY)[0], table.as_llama_index_retriever(k=1).retrieve(QUERY)[0]
+    assert document.metadata == node.metadata == {"doc_id": "a", "score": 7, "search_score": score}
+
+
 def test_the_folder_opens_from_anywhere(desk: Desk, table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_table(desk.config_path).search(QUERY, 1) == table.search(QUERY, 1)

@@ -124,7 +124,8 @@ def test_metadata_may_be_called_as_what_a_hit_tells_of_itself(
         assert dict(hit.metadata) == given, how
         told = hit.flat()
         assert (told["rank"], told["score"]) == (1, hit.score)
-        assert told.keys() == {"rank", "doc_id", "chunk_id", "score", "text", "_year"}
+        assert told.keys() == {"rank", "doc_id", "chunk_id", "score", "text", "_year", "metadata"}
+        assert told["metadata"] == {name: value for name, value in given.items() if name != "_year"}
 
 
 def test_the_cross_encoder_orders_the_candidates(table: Table, cross_encoder: Path) -> None:

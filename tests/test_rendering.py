@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import logging
 import math
+import re
 import sys
 import unicodedata
 import uuid
@@ -19,7 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.reports import summary
 from pipeline.rendering import LineFormatter, markdown_text, printable, printable_line
+from pipeline.schema import ChunkCounts, DocumentCounts, Report
 from pipeline.serialization import to_json
 
 # Format characters that show something: number signs of Arabic, Syriac and Kaithi, and what arranges hieroglyphs.
@@ -97,6 +100,16 @@ def test_markdown_links_and_html_of_a_document_are_shown_as_written() -> None:
     assert markdown_text("[x](javascript:1) <b>&lt; https://a www.b\n| c") == (
         "\\[x\\](javascript\\:1) \\<b\\>\\&lt; https\\://a www\\.b \\| c"
     )
+
+
+def test_a_report_of_a_run_shows_reasons_and_paths_as_text() -> None:
+    hostile = "**bold** | <img src=x> [a](b)\n# title \x1b[2J\udcff"
+    report = Report("run", 1, DocumentCounts(quarantined=1), ChunkCounts(), 0, 0.0, 0.0, reasons={hostile: 1})
+    shown = summary("docs", report, hostile, None)
+    shown.encode("utf-8")
+    assert "\n# title" not in shown
+    assert not re.search(r"(?<!\\)(\*\*|<img|\[a\]|\x1b)", shown)
+    assert sum(line.startswith("|") and line.count("|") - line.count("\\|") != 3 for line in shown.splitlines()) == 0
 
 
 numbers = st.one_of(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,9 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, words
 from fastapi.testclient import TestClient
@@ -67,6 +73,27 @@ def test_an_answer_is_that_of_python(client: httpx.Client, desk: Desk) -> None:
     )
     assert answer.json() == {"hits": [hit.flat() for hit in hits]}
     assert client.post("/search", json={"query": words(101), "where": "n = 25", "k": 1}).json()["hits"][0]["n"] == 25
+
+
+def test_an_answer_is_strict_json_whatever_the_metadata(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path / "odd", uri="src/*.parquet", metadata=["number", "bytes", "price", "day", "took", "nested"])
+    columns = {
+        "number": pa.array([math.nan, math.inf]),
+        "bytes": pa.array([b"ab\xff", b""]),
+        "price": pa.array([Decimal("1.10"), None], pa.decimal128(9, 2)),
+        "day": pa.array([dt.date(2026, 11, 27), None]),
+        "took": pa.array([dt.timedelta(seconds=90), None], pa.duration("us")),
+        "nested": pa.array([{"scores": [-math.inf, 1.0]}, None]),
+    }
+    pq.write_table(pa.table({"id": ["a", "b"], "text": [words(1), words(2)], **columns}), desk.source / "a.parquet")
+    desk.embed()
+    with TestClient(service(open_table(desk.config_path))) as client:
+        answer = client.post("/search", json={"query": words(1), "k": 2})
+    first, second = sorted(orjson.loads(answer.content)["hits"], key=lambda hit: hit["doc_id"])
+    assert (first["number"], first["bytes"], first["price"], first["day"], first["took"]) == (
+        None, "YWL/", "1.10", "2026-11-27", "PT1M30S",
+    )  # fmt: skip
+    assert (first["nested"], second["number"], second["nested"]) == ({"scores": [None, 1.0]}, None, None)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import ConfigPath, Json, app, overrides, settings_of
-from pipeline.cli.show import Grid, looking, printed, progress, runs_of, say, stamp, told, zone_of
+from pipeline.cli.show import Grid, looking, printed, progress, runs_of, say, stamp, told
 from pipeline.config import Config, render
 from pipeline.errors import ConfigError, PipelineError, shown
 
@@ -122,7 +122,7 @@ def runs(
 
     settings = settings_of(config)
     found = use_case(settings, count)
-    printed({"runs": found}, as_json, runs_of(found, zone_of(settings)) if found else "no run yet")
+    printed({"runs": found}, as_json, runs_of(found, settings.schedule.zone) if found else "no run yet")
 
 
 @app.command()
@@ -158,7 +158,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
     from pipeline.status import status as use_case
 
     settings = settings_of(config)
-    found, zone = use_case(settings), zone_of(settings)
+    found, zone = use_case(settings), settings.schedule.zone
     versions = [(str(v.version), stamp(v.made_at, zone), v.run_id or "", v.what) for v in found.versions]
     lines = [
         f"{found.table}, version {found.version}",

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -100,11 +99,6 @@ def failed(error: PipelineError, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(to_json({"error": str(error), "kind": type(error).__name__}) + "\n")
     say(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}")
-
-
-def zone_of(config: Config) -> ZoneInfo:
-    """The time zone of all that people see: that of [schedule]."""
-    return ZoneInfo(config.schedule.timezone)
 
 
 def stamp(moment: dt.datetime, zone: dt.tzinfo) -> str:
@@ -236,7 +230,7 @@ class _Above(logging.Handler):
 def log_to_terminal(config: Config, *, verbose: bool) -> None:
     """The pipeline's log lines, with the time in the zone of [schedule]."""
     handler = _Above(logging.INFO if verbose else logging.WARNING)
-    handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%H:%M:%S %Z", zone_of(config)))
+    handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%H:%M:%S %Z", config.schedule.zone))
     logger = logging.getLogger("pipeline")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

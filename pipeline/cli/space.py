@@ -114,7 +114,7 @@ def drift(
             from pipeline.space.changes import save_report
 
             on_progress(Progress("map"))
-            save_report(done, settings.table.name, report)
+            save_report(done, settings.table.name, report, settings.schedule.zone)
     lines = [
         f"version {done.table_version} against {done.since}: {done.new} documents new, {done.changed} changed, {done.gone} gone, {done.stayed} as they were",
         f"alarm: {'the table moved' if done.alarm else 'none'}",

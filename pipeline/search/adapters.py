@@ -45,4 +45,6 @@ def _read(hit: Hit) -> str:
 
 
 def _told(hit: Hit) -> dict[str, object]:
-    return {**hit.metadata, "doc_id": hit.doc_id, "score": hit.score}
+    """The metadata columns, the document, and the score, which is called search_score where a column is called score."""
+    name = next(each for each in ("score", "search_score", "_score") if each not in hit.metadata)
+    return {**hit.metadata, "doc_id": hit.doc_id, name: hit.score}

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.schema import LANCE_COLUMNS, OWN_COLUMNS, SCORE
 
 NOT_METADATA = OWN_COLUMNS | LANCE_COLUMNS | {SCORE}
-OWN_KEYS = frozenset(["rank", "score", "before", "after"])  # of a flat hit; a metadata column may be called so
+OWN_KEYS = frozenset(["rank", "score", "before", "after", "metadata"])  # of a flat hit; a metadata column may be called so
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Hit:
     after: str = ""
 
     def flat(self) -> dict[str, object]:
-        """The metadata columns beside the others, as `--json` prints it. One that is called rank, score, before or after stands in `metadata` only:
-        these keys are always the hit's own.
-        """
+        """The metadata columns beside the hit's own keys, as `--json` prints it. Columns that are called as one of these stand below `metadata`."""
         own = {"rank": self.rank, "doc_id": self.doc_id, "chunk_id": self.chunk_id, "score": self.score, "text": self.text}
         around = {name: text for name, text in (("before", self.before), ("after", self.after)) if text}
-        return own | around | {name: value for name, value in self.metadata.items() if name not in OWN_KEYS}
+        beside = {name: value for name, value in self.metadata.items() if name not in OWN_KEYS}
+        below = {name: value for name, value in self.metadata.items() if name in OWN_KEYS}
+        return own | around | beside | ({"metadata": below} if below else {})
 
 
 def hits(rows: pa.Table) -> list[Hit]:

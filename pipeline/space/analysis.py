@@ -80,7 +80,7 @@ def _drawn(config: Config, version: int, changes: Drift | None, on_progress: OnP
         drawn = draw_map(config, on_progress, version=version)
         if changes is not None:
             files.append(Path(config.analyze.folder) / f"{name}-{changes.table_version}-changes.html")
-            save_report(changes, name, files[-1])
+            save_report(changes, name, files[-1], config.schedule.zone)
         files.append(Path(config.analyze.folder) / f"{name}-{drawn.table_version}-map.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         save_picture(drawn, files[-1], title_of(name, drawn))

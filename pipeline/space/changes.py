@@ -23,7 +23,7 @@ TOPICS = 30  # told of
 SEED = 0
 
 
-def save_report(drift: Drift, table: str, file: Path) -> None:
+def save_report(drift: Drift, table: str, file: Path, zone: dt.tzinfo = dt.UTC) -> None:
     """Write it. Raises ConfigError where what draws the map is missing, or another program's file is there."""
     require_replaceable(file, "--report")
     page = jinja2.Environment(autoescape=True).from_string((files("pipeline.space") / "changes.html").read_text("utf-8"))
@@ -32,7 +32,7 @@ def save_report(drift: Drift, table: str, file: Path) -> None:
         mark=MARK,
         drift=drift,
         table=table,
-        when=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
+        when=f"{dt.datetime.now(zone):%Y-%m-%d %H:%M %Z}",
         false_alarms=FALSE_ALARMS,
         matters=MATTERS,
         topics=TOPICS,
