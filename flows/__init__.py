@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.server import PORT, configured_server, local_server
+from pipeline import metrics
 from pipeline.config import Config, hand_down
+from pipeline.exposition import shown_at
 from pipeline.schema import Report
-from pipeline.survey import OnProgress
+from pipeline.status import figures
+from pipeline.survey import OnProgress, store_of
 
 __all__ = ["Served", "configured_server", "embed_as_flow", "serve"]
 
@@ -80,11 +83,12 @@ class Served:
 
 
 def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready: Callable[[Served], None]) -> None:
-    """Keep the nightly schedule alive until a signal; starts a server where none is configured, its state below data/.
+    """Keep the nightly schedule alive until a signal, and show the table's figures at [metrics] listen; starts a server where none is configured, its state below data/.
 
     Overrides go to its runs as `embed_as_flow` hands them on.
     """
-    with local_server(config.parent, PORT) as address:
+    table = metrics.TableCollector(settings.table.name, lambda: figures(store_of(settings)))
+    with shown_at(settings.metrics.listen, metrics.registry_of(table)), local_server(config.parent, PORT) as address:
         from flows.serving import serve_flows
 
         schedule = settings.schedule

@@ -111,6 +111,7 @@ def nightly(
     report = embed_table(config, overrides or {})
     _tell_embedded(config, overrides, reason, report)
     _tell_maintained(config, overrides, maintain_table(config, overrides or {}))
+    run.record_unchanged(load(config, overrides), report)
     return report
 
 

@@ -24,7 +24,8 @@ checkpoint, and to resume is to plan again.
            encode    texts -> unit vectors (torch, sentence-transformers)
            store     the table: fragments, commits, lease, history, indexes (Lance)
            engine    shards over workers (Ray)
-           metrics   figures of a run (Prometheus)
+           metrics   figures of a run and of the table (Prometheus)
+           exposition  those of all processes of a machine on one port
            outputs   files for the user; another program's stay
     join   survey    look before doing: list, sight, plan
            estimate  tokens and time of a plan

@@ -220,10 +220,10 @@ class Backfill(_Section):
 
 
 class Metrics(_Section):
-    """Figures of a run for Prometheus."""
+    """Figures for Prometheus, of a run while it lasts and, under `latent serve`, of the table."""
 
     listen: Annotated[str, AfterValidator(_listen)] = Field(
-        "", description="host:port where a run shows them while it lasts, such as 127.0.0.1:9108; empty: nowhere"
+        "", description="host:port where they are shown, such as 127.0.0.1:9108; processes of one machine share it; empty: nowhere"
     )
 
 

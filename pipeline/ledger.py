@@ -203,7 +203,7 @@ class Ledger:
     def record(self, status: str) -> None:
         """Say in the table of runs where this one stands: running, done, gave way, interrupted or failed."""
         if status != "running":
-            metrics.RUNS.labels(self.at.store.name, status).inc()
+            metrics.ended(self.at.store.name, status)
         row = {
             "run_id": self.lease.run_id,
             "status": status,

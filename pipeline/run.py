@@ -7,12 +7,15 @@ any crash: what was committed is found unchanged, the rest is done. With nothing
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+
+import pyarrow as pa
 
 from pipeline import metrics, store
 from pipeline.config import Config
@@ -20,9 +23,10 @@ from pipeline.encode import loss_of
 from pipeline.engine import Crew, Engine, MakeWorker
 from pipeline.errors import Interrupted, QueryError, StoreError, TableBusy
 from pipeline.estimate import estimate
+from pipeline.exposition import shown_at
 from pipeline.ledger import SLOWEST, Ledger
 from pipeline.manners import Manners
-from pipeline.schema import ChunkCounts, Progress, Report
+from pipeline.schema import RUNS, ChunkCounts, Progress, Report
 from pipeline.store import Store, Tuning, Words
 from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
@@ -92,7 +96,7 @@ def embed(
             outlook = look()
         ledger = Ledger(at, outlook, lease, started)
         ledger.record("running")
-        with metrics.shown_at(config.metrics.listen):
+        with shown_at(config.metrics.listen, metrics.REGISTRY):
             _work_and_record(ledger, on_progress, engine, manners)
     on_progress(Progress("done", ledger.embedded, ledger.total, ledger.tokens, ledger.lost.num_rows))
     return ledger.report()
@@ -226,6 +230,26 @@ def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, mann
     return not ledger.undone
 
 
+def record_unchanged(config: Config, report: Report) -> None:
+    """Say in the table of runs that a run found nothing to do: `embed` writes nothing then, and a monitor would think that no run came.
+
+    After `maintain`, which fences what an earlier run left undone: a newest run that ended well is taken to have left nothing.
+    """
+    place = store_of(config)
+    if report.run_id is None or report.run_id in store.read_runs(place)["run_id"].to_pylist():
+        return
+    finished = dt.datetime.now(dt.UTC)
+    row = {
+        "run_id": report.run_id,
+        "status": "done",
+        "started_at": finished - dt.timedelta(seconds=report.seconds),
+        "finished_at": finished,
+        "table_version": report.table_version,
+        "report": json.dumps(asdict(report)),
+    }
+    store.write_runs(place, pa.Table.from_pylist([row], schema=RUNS))
+
+
 @dataclass(frozen=True)
 class Maintained:
     """What `maintain` did."""
@@ -242,7 +266,6 @@ def maintain(config: Config) -> Maintained:
     with store.sole_writer(place, new_run_id()) as lease:
         orphans = store.leftovers(place)
         tuning = update_indexes(config)
-        metrics.RECALL.labels(place.name).set(tuning.recall if tuning is not None else 1.0)
         return Maintained(tuning, *store.clean_up(place, lease, orphans))
 
 

@@ -25,11 +25,14 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline import status as table_status
 from pipeline.config import Mode
 from pipeline.errors import ConfigError, PipelineError, QueryError
+from pipeline.metrics import TableCollector
 from pipeline.search import Table
 from pipeline.serialization import to_json
 
@@ -90,8 +93,8 @@ class Address:
     token: str | None
 
 
-def service(table: Table, token: str | None = None) -> FastAPI:
-    """The app. With a token, /search and /metrics want it; /healthz, /docs and /openapi.json tell nothing of what the table holds."""
+def service(table: Table, token: str | None = None, figures: Collector | None = None) -> FastAPI:
+    """The app; /metrics tells `figures` of the table beside those of the searches. With a token, /search and /metrics want it; /healthz, /docs and /openapi.json tell nothing of what the table holds."""
     app = FastAPI(title="latent", summary="Search over a table of embeddings", docs_url="/docs", redoc_url=None)
     app.add_middleware(_LimitedBody)
     app.add_exception_handler(PipelineError, _failed)
@@ -101,6 +104,8 @@ def service(table: Table, token: str | None = None) -> FastAPI:
     seconds = Histogram("latent_search_seconds", "Time of a search", ["mode"], registry=registry)
     version = Gauge("latent_table_version", "Version of the table that is served", registry=registry)
     version.set_function(lambda: table.version)
+    if figures is not None:
+        registry.register(figures)
     wanted = [Depends(_bearer(token))] if token else []
 
     @app.post(
@@ -108,7 +113,7 @@ def service(table: Table, token: str | None = None) -> FastAPI:
     )
     def search(asked: Asked) -> Response:
         """The passages that answer best."""
-        mode, started, status = asked.mode or "default", time.perf_counter(), 500
+        mode, started, status = asked.mode or table.mode, time.perf_counter(), 500
         try:
             hits = table.search(**asked.model_dump())
             body = to_json({"hits": [hit.flat() for hit in hits]})
@@ -144,10 +149,11 @@ def serve(table: Table, host: str, port: int, on_ready: Callable[[Address], None
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}: choose another --host or --port") from None
         table.encode_queries(["warm up"])
+        figures = TableCollector(table.place.name, lambda: table_status.figures(table.place))
         listening.listen()
         shown = f"[{host}]" if ":" in host else host
         on_ready(Address(f"http://{shown}:{listening.getsockname()[1]}", token))
-        server = uvicorn.Server(uvicorn.Config(service(table, token), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(service(table, token, figures), log_level="warning"))
         with contextlib.suppress(KeyboardInterrupt):  # raised once more, after what was under way
             server.run([listening])
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import Config
+from pipeline.metrics import LastRun, TableFigures
 from pipeline.schema import Prompts
-from pipeline.store import Tuning, Version
+from pipeline.store import Store, Tuning, Version
 from pipeline.survey import reasons_of, scene, store_of
 
 
@@ -58,3 +59,24 @@ def runs(config: Config, count: int = 10) -> list[dict[str, Any]]:
     """The last runs of the table, newest first: RUNS with the report read. Empty where there was none yet."""
     rows = store.read_runs(store_of(config))[:count].to_pylist()
     return [row | {"report": json.loads(row["report"])} for row in rows]
+
+
+def figures(place: Store) -> TableFigures:
+    """What monitoring wants to know of a table between runs, from its table of runs. Raises StoreError where there is no table, or the store is away."""
+    tuning = store.read_tuning(place.opened())
+    over = [row for row in store.read_runs(place).to_pylist() if row["status"] != "running"]
+    ended = next((row for row in over if row["finished_at"]), None)
+    success = next((row["finished_at"].timestamp() for row in over if row["status"] == "done"), None)
+    return TableFigures(
+        last_success=success,
+        last_run=_last_run(ended) if ended else None,
+        recall=tuning.recall if tuning and tuning.nprobes else None,
+        recall_wanted=tuning.wanted if tuning and tuning.nprobes else None,
+    )
+
+
+def _last_run(row: dict[str, Any]) -> LastRun:
+    report = json.loads(row["report"])
+    return LastRun(
+        row["status"], row["finished_at"].timestamp(), report["documents"], report["chunks"], report["tokens"], report["seconds"]
+    )

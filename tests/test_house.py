@@ -31,7 +31,7 @@ PURE = {
     "drift",
     "codec",
 }
-EDGE = {"source", "judgments", "model", "encode", "store", "engine", "metrics"}
+EDGE = {"source", "judgments", "model", "encode", "store", "engine", "metrics", "exposition"}
 HOMES = {
     "lance": {"store"},
     "lancedb": {"store"},
@@ -47,7 +47,7 @@ HOMES = {
     "matplotlib": {"space"},
     "evoc": {"cluster"},
     "jinja2": {"space"},
-    "prometheus_client": {"metrics", "service"},
+    "prometheus_client": {"metrics", "exposition", "service"},
     "prefect": {"flows"},
 }
 

@@ -21,7 +21,7 @@ from infra.house import BIN, INFRA, MOUNTED, house_of
 from prometheus_client import generate_latest
 
 from pipeline.config import load
-from pipeline.metrics import REGISTRY
+from pipeline.metrics import REGISTRY, LastRun, TableCollector, TableFigures, registry_of
 from pipeline.search import Table
 from pipeline.service import service
 
@@ -291,6 +291,19 @@ def test_prometheus_asks_services_that_there_are_where_they_answer() -> None:
     assert jobs["search"]["authorization"]["credentials_file"] == f"/run/secrets/{services['prometheus']['secrets'][0]}"
     if promtool := shutil.which("promtool"):
         printed(promtool, "check", "config", "--syntax-only", str(INFRA / "prometheus.yml"))
+    mounted = {volume.partition(":")[2].removesuffix(":ro") for volume in services["prometheus"]["volumes"]}
+    assert {f"/etc/prometheus/{name}" for name in config["rule_files"]} <= mounted
+
+
+def test_alerts_are_raised_for_what_is_wrong_and_only_then() -> None:
+    (rules,) = documents((INFRA / "alerts.yml").read_text())
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    named = {name for each in expressions for name in re.findall(r"\blatent_\w+", each)}
+    known = told(generate_latest(REGISTRY).decode()) | table_metrics() | search_metrics()
+    assert {re.sub(r"_total$", "", name) for name in named} <= {re.sub(r"_total$", "", name) for name in known}
+    promtool = tool("promtool")
+    printed(promtool, "check", "rules", str(INFRA / "alerts.yml"))
+    printed(promtool, "test", "rules", str(INFRA.parent / "tests/infra/alerts.test.yml"))
 
 
 def test_the_dashboard_shows_numbers_that_there_are() -> None:
@@ -301,10 +314,10 @@ def test_the_dashboard_shows_numbers_that_there_are() -> None:
     assert {target["datasource"]["uid"] for target in targets} == {source["uid"] for source in sources["datasources"]}
     named = {name for target in targets for name in re.findall(r"\blatent_\w+", target["expr"])}
     runs = told(generate_latest(REGISTRY).decode())
-    known = runs | search_metrics()
+    known = runs | table_metrics() | search_metrics()
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
     assert families <= known, families - known
-    assert runs <= families, "every number of a run is shown"
+    assert runs | table_metrics() <= families, "every number of a run and of the table is shown"
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
         (x, y)
@@ -314,6 +327,12 @@ def test_the_dashboard_shows_numbers_that_there_are() -> None:
     ]
     assert len(set(cells)) == len(cells), "no panel lies over another"
     assert max(x for x, _ in cells) < 24
+
+
+def table_metrics() -> set[str]:
+    run = LastRun("done", 1.0, {"added": 1}, {"encoded": 1}, 1, 1.0)
+    collector = TableCollector("docs", lambda: TableFigures(1.0, run, 0.97, 0.95))
+    return told(generate_latest(registry_of(collector)).decode())
 
 
 def search_metrics() -> set[str]:

@@ -146,7 +146,7 @@ def test_what_fails_on_our_side_counts_as_failed(desk: Desk) -> None:
 
     with TestClient(service(Failing(desk.config)), raise_server_exceptions=False) as asking:
         assert asking.post("/search", json={"query": "w1"}).status_code == 500
-        assert 'latent_searches_total{mode="default",status="500"}' in asking.get("/metrics").text
+        assert 'latent_searches_total{mode="vector",status="500"}' in asking.get("/metrics").text
 
 
 def test_a_store_that_cannot_be_reached_is_told_as_503(desk: Desk) -> None:
@@ -166,9 +166,14 @@ def test_a_body_of_unannounced_length_is_limited_too(client: httpx.Client) -> No
 
 def test_health_metrics_and_a_description(client: httpx.Client, desk: Desk) -> None:
     client.post("/search", json={"query": words(101), "mode": "text"})
+    client.post("/search", json={"query": words(101)})
     assert client.get("/healthz").json() == {"ok": True, "table_version": open_table(desk.config_path).version}
     metrics = client.get("/metrics").text
     assert 'latent_searches_total{mode="text",status="200"}' in metrics
+    assert 'latent_searches_total{mode="vector",status="200"}' in metrics, "the mode of the config"
+    assert 'mode="default"' not in metrics
+    assert 'latent_last_run_status{status="done",table="docs"} 1.0' in metrics
+    assert 'latent_last_success_timestamp_seconds{table="docs"}' in metrics
     assert f"latent_table_version {float(open_table(desk.config_path).version)}" in metrics
     assert "latent_search_seconds_bucket" in metrics
     described = client.get("/openapi.json").json()
