@@ -39,7 +39,8 @@ def embed_as_flow(
     on_progress: OnProgress,
     *,
     retry_quarantined: bool = False,
-    allow_empty: bool = False,
+    allow_deletions: bool = False,
+    change_source: bool = False,
     sample: float = 1.0,
     backfill: bool = False,
 ) -> Report:
@@ -63,7 +64,8 @@ def embed_as_flow(
                 hand_down(overrides),
                 reason="by hand",
                 retry_quarantined=retry_quarantined,
-                allow_empty=allow_empty,
+                allow_deletions=allow_deletions,
+                change_source=change_source,
                 sample=sample,
             )
         finally:

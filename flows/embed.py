@@ -28,7 +28,8 @@ def embed_table(
     overrides: Mapping[str, Any],
     *,
     retry_quarantined: bool = False,
-    allow_empty: bool = False,
+    allow_deletions: bool = False,
+    change_source: bool = False,
     sample: float = 1.0,
     backfill: bool = False,
 ) -> Report:
@@ -39,7 +40,8 @@ def embed_table(
             settings,
             on_progress,
             retry_quarantined=retry_quarantined,
-            allow_empty=allow_empty,
+            allow_deletions=allow_deletions,
+            change_source=change_source,
             sample=sample,
             engine=Cancellable,
         )
@@ -59,11 +61,19 @@ def embed(
     reason: str = "by hand",
     *,
     retry_quarantined: bool = False,
-    allow_empty: bool = False,
+    allow_deletions: bool = False,
+    change_source: bool = False,
     sample: float = 1.0,
 ) -> Report:
     """Bring a table up to date with its source."""
-    report = embed_table(config, overrides or {}, retry_quarantined=retry_quarantined, allow_empty=allow_empty, sample=sample)
+    report = embed_table(
+        config,
+        overrides or {},
+        retry_quarantined=retry_quarantined,
+        allow_deletions=allow_deletions,
+        change_source=change_source,
+        sample=sample,
+    )
     _tell_embedded(config, overrides, reason, report)
     return report
 
@@ -80,7 +90,8 @@ def backfill(
     rate: float | None = None,
     sample: float = 1.0,
     retry_quarantined: bool = False,
-    allow_empty: bool = False,
+    allow_deletions: bool = False,
+    change_source: bool = False,
 ) -> Report:
     """Embed a large source, with manners: at most `rate` tokens a second on `workers` workers, of the documents the share `sample`.
 
@@ -89,7 +100,13 @@ def backfill(
     wanted = {"source.uri": source, "table.name": table, "ray.workers": workers, "backfill.tokens_per_second": rate}
     chosen = {**(overrides or {}), **{key: value for key, value in wanted.items() if value}}
     report = embed_table.with_options(name="backfill")(
-        config, chosen, retry_quarantined=retry_quarantined, allow_empty=allow_empty, sample=sample, backfill=True
+        config,
+        chosen,
+        retry_quarantined=retry_quarantined,
+        allow_deletions=allow_deletions,
+        change_source=change_source,
+        sample=sample,
+        backfill=True,
     )
     _tell_embedded(config, chosen, reason, report)
     return report

@@ -119,7 +119,10 @@ class Source(_Section):
     metadata: Annotated[list[str], AfterValidator(_distinct)] = Field(
         [], description="columns to keep beside each chunk, typed, usable in filters"
     )
-
+    max_deleted_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        0.3,
+        description="share of the table's documents that a run may delete, 0 to 1, or 20 where that is more; refused beyond, unless --allow-deletions",
+    )
     skip_near_duplicates: bool = Field(
         False,
         description="leave out documents that say what others say, as 'latent duplicates' last found: in quarantine while those others stay as they are",

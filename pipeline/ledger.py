@@ -83,6 +83,12 @@ class Ledger:
         self._working_since = time.monotonic()
 
     @unbroken()
+    def adapt_table(self) -> None:
+        """Give the table the metadata columns and the source that the config names, before a row is written."""
+        place, outlook = self.at.store, self.outlook
+        self.base = self.version = store.adapt(place, self.lease, outlook.metadata, outlook.source, self.version)
+
+    @unbroken()
     def take(self, finished: Finished | Casualty) -> None:
         """Count a receipt, or a document that no worker survives."""
         documents = finished.shard.documents()

@@ -65,10 +65,12 @@ def migrate(
 ) -> Migration:
     """Embed with another model beside the table, compare, and switch where that is asked for. `model`: keys of [model].
 
-    Raises QueryError where the table has these vectors already, StoreError where there is no table, TableBusy while another run writes.
+    Raises QueryError where the table has these vectors already, StoreError where there is no table, TableBusy while another run writes, SourceError and
+    SpecMismatch where the new table would not hold what the first one holds.
     """
     first = scene(config)
     first.store.opened()
+    run.refuse_losses(first, on_progress)
     beside = config.model_copy(
         update={
             "model": first.config.model.model_copy(update=dict(model)),

@@ -41,6 +41,7 @@ class Plan:
 
     shards: tuple[Shard, ...]
     deleted: pa.Array  # doc_ids whose rows go
+    lost: int  # of them those that readers miss: all but near-duplicates of what stays
     quarantined: pa.Table  # QUARANTINE rows as they stand after the run, encoding failures aside
     files: pa.Table  # FILES rows as they stand after the run
     documents: DocumentCounts
@@ -169,6 +170,7 @@ def make_plan(survey: Survey, run_id: str, workers: int = 1, *, on_gpu: bool = F
     return Plan(
         shards=tuple(_shards(todo, survey.listing, max(LEAST_SHARDS, SHARDS_A_WORKER * workers), ON_GPU if on_gpu else 1)),
         deleted=deleted,
+        lost=len(deleted) - _count(pc.is_in(deleted, value_set=_spared(quarantined))),
         quarantined=quarantined,
         files=_files(survey, run_id),
         documents=DocumentCounts(
@@ -182,6 +184,11 @@ def make_plan(survey: Survey, run_id: str, workers: int = 1, *, on_gpu: bool = F
         chars=pc.sum(todo["chars"]).as_py() or 0,
         left=Counter(left["source_file"].cast(pa.string()).to_pylist()),
     )
+
+
+def _spared(quarantined: pa.Table) -> pa.Array:
+    """Ids of the documents that are left out because others say the same."""
+    return quarantined.filter(pc.starts_with(quarantined["reason"], NEAR_DUPLICATE))["doc_id"].combine_chunks()
 
 
 def _drawn(todo: pa.Table, share: float) -> pa.Array:

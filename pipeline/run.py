@@ -21,7 +21,7 @@ from pipeline import metrics, store
 from pipeline.config import Config
 from pipeline.encode import loss_of
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted, QueryError, StoreError, TableBusy
+from pipeline.errors import Interrupted, QueryError, SourceError, StoreError, TableBusy
 from pipeline.estimate import estimate
 from pipeline.exposition import shown_at
 from pipeline.ledger import SLOWEST, Ledger
@@ -45,12 +45,18 @@ def new_run_id() -> str:
     return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-def plan(config: Config, on_progress: OnProgress = quiet) -> Report:
-    """What `embed` would do, counted; tokens and time estimated on a sample. Writes nothing."""
+def plan(config: Config, on_progress: OnProgress = quiet, *, change_source: bool = False) -> Report:
+    """What `embed` would do, counted, and whether it is refused; tokens and time estimated on a sample. Writes nothing."""
     at = scene(config)
-    outlook = survey(at, "plan", on_progress)
-    report = report_of(None, outlook, outlook.plan.documents)
+    outlook = survey(at, "plan", on_progress, change_source=change_source)
+    report = replace(report_of(None, outlook, outlook.plan.documents), refused=outlook.refused)
     return estimate(report, outlook, at) if outlook.plan.shards else report
+
+
+def refuse_losses(at: Scene, on_progress: OnProgress = quiet) -> None:
+    """Raise SourceError or SpecMismatch where a run would be refused: the source is not whole, or another, or the table has columns of another program."""
+    if refused := survey(at, "plan", on_progress).refused:
+        raise SourceError(refused)
 
 
 def embed(
@@ -58,13 +64,15 @@ def embed(
     on_progress: OnProgress = quiet,
     *,
     retry_quarantined: bool = False,
-    allow_empty: bool = False,
+    allow_deletions: bool = False,
+    change_source: bool = False,
     sample: float = 1.0,
     engine: MakeEngine = Engine,
     manners: Manners | None = None,
 ) -> Report:
     """Bring the table up to date with the source, exactly once.
 
+    `allow_deletions`: more of the table than [source] max_deleted_share may go. `change_source`: the table may be of another source.
     `sample`: that share of the documents to do, chosen by content; the rest is another run's. `engine` is the seam for workers of another kind. With
     `manners` it is a turn of `backfill`. Raises PipelineError; Interrupted where a signal stopped it. Either way what had been finished is committed.
     """
@@ -73,24 +81,27 @@ def embed(
     at = scene(config)
 
     def look() -> Outlook:
-        return survey(
+        outlook = survey(
             at,
             run_id,
             on_progress,
             retry_quarantined=retry_quarantined,
-            allow_empty=allow_empty,
+            change_source=change_source,
             share=sample,
             backfill=manners is not None,
         )
+        if outlook.refused and not allow_deletions:
+            raise SourceError(outlook.refused)
+        return outlook
 
     outlook = look()
-    if not outlook.plan and not outlook.sides_change and outlook.table_version is not None:
+    if outlook.nothing_to_do:
         report = report_of(run_id, outlook, outlook.plan.documents)
         return replace(report, seconds=round(time.perf_counter() - started, 2))
     if outlook.plan.shards and at.spec.precision == "int8":  # before there is a table: a model may take no 8 bits
         log.warning("precision int8: %s", loss_of(at.model))
     with store.sole_writer(at.store, run_id, gives_way=manners is not None) as lease:
-        store.create(at.store, at.spec, outlook.metadata, at.asking)
+        store.create(at.store, at.spec, outlook.metadata, at.asking, outlook.source)
         at = scene(config)  # another run may have made the table first, or migrated it
         if _moved_on(at, outlook):
             outlook = look()
@@ -107,7 +118,8 @@ def backfill(
     on_progress: OnProgress = quiet,
     *,
     retry_quarantined: bool = False,
-    allow_empty: bool = False,
+    allow_deletions: bool = False,
+    change_source: bool = False,
     sample: float = 1.0,
     engine: MakeEngine = Engine,
 ) -> Report:
@@ -126,7 +138,8 @@ def backfill(
                     config,
                     on_progress,
                     retry_quarantined=retry_quarantined and not turns,
-                    allow_empty=allow_empty,
+                    allow_deletions=allow_deletions,
+                    change_source=change_source,
                     sample=sample,
                     engine=engine,
                     manners=manners,
@@ -181,6 +194,7 @@ def _moved_on(at: Scene, outlook: Outlook) -> bool:
 def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, manners: Manners | None) -> None:
     """Do the plan; however it ends, commit what is finished and say in the table of runs how it ended."""
     try:
+        ledger.adapt_table()
         whole = _work(ledger, on_progress, make_engine, manners)
         ledger.commit(last=whole)
     except StoreError:  # the table has been asked again and again just now

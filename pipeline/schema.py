@@ -115,6 +115,29 @@ def table_schema(spec: Spec, metadata: pa.Schema) -> pa.Schema:
     )
 
 
+COLUMN_KEY = b"latent.column"  # in a metadata column's field: "NAME@VERSION", the table's version that it was added to; absent: another program's
+
+
+def owned(field: pa.Field, version: int) -> pa.Field:
+    """The field with the mark of a column that a run keeps, added to the table at a version; 0: made with the table."""
+    return field.with_metadata({COLUMN_KEY: f"{field.name}@{version}".encode()})
+
+
+def is_owned(field: pa.Field) -> bool:
+    """Whether a run made this column and its name is still the one that it was made with."""
+    name, at, _ = (field.metadata or {}).get(COLUMN_KEY, b"").decode().rpartition("@")
+    return bool(at) and name == field.name
+
+
+def column_key(field: pa.Field) -> str:
+    """What a metadata column is called in a hash. One that was added later has its version in it.
+
+    A column that was dropped and added again is empty, though its documents hold what they held before: they must count as changed.
+    """
+    version = (field.metadata or {}).get(COLUMN_KEY, b"").decode().rpartition("@")[2]
+    return str(field.name) if version in {"", "0"} else f"{field.name}@{version}"
+
+
 SCORE = "latent.score"  # column of an answer; no metadata column is called so: Lance takes no dot in a name
 OWN_COLUMNS = frozenset(
     [
@@ -336,6 +359,9 @@ class Report:
     reasons: dict[str, int] = field(default_factory=dict)  # why documents are in quarantine → how many, most frequent first
     slowest: tuple[ShardTime, ...] = ()
     prompts: Prompts = Prompts()
+    columns_added: tuple[str, ...] = ()  # metadata columns that the table gains
+    columns_dropped: tuple[str, ...] = ()  # and loses
+    refused: str = ""  # of a plan: why a run would stop before it deletes
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from pipeline.schema import (
     Prompts,
     Report,
     Spec,
+    owned,
 )
 from pipeline.store import Asking, Store
 
@@ -40,6 +41,7 @@ log = logging.getLogger("pipeline")
 OnProgress = Callable[[Progress], None]
 READERS = 8  # files sighted at a time
 NO_PROMPT = "none"  # in the config; an empty prompt there is the one that the model's file asks for
+DELETIONS_FLOOR = 20  # documents that a run may always delete: a large share of a small table
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,17 @@ def resolved(config: Config) -> Scene:
 
 
 @dataclass(frozen=True)
+class ColumnChanges:
+    """Metadata columns that the table is to gain and to lose."""
+
+    added: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.dropped)
+
+
+@dataclass(frozen=True)
 class Outlook:
     """A plan with what it was made from, the sightings and held documents left out: a run is long, and they are large."""
 
@@ -170,6 +183,15 @@ class Outlook:
     table_version: int | None
     ignored: tuple[str, ...]
     prompts: Prompts
+    source: str  # as the table is to record it
+    columns: ColumnChanges
+    resourced: bool  # the table records another source, or none
+    refused: str = ""  # why a run stops before it deletes; empty: it does not
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether a run would leave the table as it is."""
+        return self.table_version is not None and not (self.plan or self.columns or self.resourced or self.sides_change)
 
     @property
     def sides_change(self) -> bool:
@@ -186,7 +208,7 @@ def survey(
     on_progress: OnProgress,
     *,
     retry_quarantined: bool = False,
-    allow_empty: bool = False,
+    change_source: bool = False,
     share: float = 1.0,
     backfill: bool = False,
 ) -> Outlook:
@@ -194,7 +216,7 @@ def survey(
 
     What a backfill under way is to do is left to it, unless this is the `backfill`.
 
-    Raises SourceError where the source cannot be read as configured, or lists no file while the table holds documents.
+    Raises SourceError where the source cannot be read as configured, or, unless `change_source`, is another than the table records.
     """
     settings = at.config.source
     origin = source.locate(settings.uri)
@@ -202,16 +224,18 @@ def survey(
     files = listing.files
     state = store.state_of(at.store)
     held, recorded, quarantine = state.held, state.files, state.quarantine
-    if not files and (state.version is None or (held.num_rows and not allow_empty)):
-        kinds = f" ({len(listing.ignored)} of unknown kind, such as {listing.ignored[0]})" if listing.ignored else ""
-        stored = f"; the table holds {held.num_rows} documents, --allow-empty deletes them" if held.num_rows else ""
-        raise SourceError(f"source {shown(settings.uri)}: no files{kinds}: check [source] uri and format{stored}")
-    metadata = _metadata(at, origin, files)
-    reading = source.reading_hash(settings.format, settings)
+    if not files and state.version is None:
+        raise SourceError(f"{_no_files(at, listing)}: check [source] uri and format")
+    metadata, columns = _metadata(at, origin, files)
+    reading = source.reading_hash(settings.format, settings, metadata)
+    recorded_source, identity = store.source_of(at.store), source.identity(settings.uri)
+    moved = recorded_source is not None and recorded_source != identity
     reader = source.Reader(origin, settings.format, settings, metadata)
 
     backfilled = None if backfill else store.backfilling_since(at.store)
     reopened = frozenset(quarantine["source_file"].to_pylist()) if retry_quarantined else frozenset()
+    if moved:  # what is recorded is of other files, though their names, sizes and times may be the same
+        reopened |= {f.path for f in files}
     changes = compare_files(files, recorded, reading, reopened, backfilled)
     if changes.changed or len(changes.unchanged) < recorded.num_rows:
         reopened |= shadowing(quarantine)
@@ -235,6 +259,8 @@ def survey(
     )
     done = make_plan(result, run_id, at.crew.expected, on_gpu=at.crew.gpus > 0)
     pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
+    if moved and not change_source:
+        _refuse_source(at, recorded_source or "", identity, done, held.num_rows)
     return Outlook(
         done,
         replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()),
@@ -242,7 +268,41 @@ def survey(
         state.version,
         listing.ignored,
         at.prompts,
+        identity,
+        columns,
+        resourced=recorded_source != identity,
+        refused="" if change_source else _refusal(at, listing, done, held.num_rows, recorded),
     )
+
+
+def _refuse_source(at: Scene, recorded: str, named: str, plan: Plan, held: int) -> None:
+    """Raise SourceError where the table's documents are of another source. A source that moved, or whose pattern is wider, has them all."""
+    changed = plan.documents.changed
+    if plan.lost + changed <= at.config.source.max_deleted_share * held:
+        return
+    raise SourceError(
+        f"{at.store.label}: expected its own source {recorded}, got {named}: of its {held} documents {plan.lost} would be deleted and {changed} changed. "
+        "Set [table] name to a new name, or accept the source with --change-source"
+    )
+
+
+def _refusal(at: Scene, listing: source.Listing, plan: Plan, held: int, recorded: pa.Table) -> str:
+    """Why a run must not delete what the plan deletes; empty where it may."""
+    share = at.config.source.max_deleted_share
+    if (plan.lost <= max(DELETIONS_FLOOR, share * held) and (listing.files or not held)) or not plan.lost:
+        return ""
+    listed = {f.path for f in listing.files}
+    gone = sum(path not in listed for path in recorded["path"].to_pylist())
+    what = f"source {shown(at.config.source.uri)}" if listing.files else _no_files(at, listing)
+    return (
+        f"{what}: expected at most {share:.0%} of the documents deleted ([source] max_deleted_share), got {plan.lost} of {held}; {gone} of {recorded.num_rows} files are gone. "
+        "Check that the source is whole, or go on with --allow-deletions"
+    )
+
+
+def _no_files(at: Scene, listing: source.Listing) -> str:
+    kinds = f" ({len(listing.ignored)} of unknown kind, such as {listing.ignored[0]})" if listing.ignored else ""
+    return f"source {shown(at.config.source.uri)}: no files{kinds}"
 
 
 def cost_of(tokens: int, config: Config) -> float:
@@ -274,22 +334,29 @@ def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -
         files_refused=len(outlook.survey.refused),
         files_left=len(changes.left),
         left=sum(outlook.plan.left.values()),
+        columns_added=outlook.columns.added,
+        columns_dropped=outlook.columns.dropped,
         reasons=reasons_of(outlook.plan.quarantined),
         prompts=outlook.prompts,
     )
 
 
-def _metadata(at: Scene, origin: source.Origin, files: Iterable[FileState]) -> pa.Schema:
-    """Types of the metadata columns: the table's where there is one, else the source's."""
-    wanted = at.config.source.metadata
+def _metadata(at: Scene, origin: source.Origin, files: Iterable[FileState]) -> tuple[pa.Schema, ColumnChanges]:
+    """The metadata columns as they are to be, in the config's order, and which of them the table is to gain and to lose.
+
+    Types are the table's where it has the column, else the source's. Raises SpecMismatch where another program added a column.
+    """
+    settings = at.config.source
     stored = store.metadata_fields(at.store)
+    present = stored or pa.schema([])
+    added = [name for name in settings.metadata if name not in present.names]
+    found = source.metadata_schema(origin, settings.format, settings.model_copy(update={"metadata": added}), files)
+    version = 0 if stored is None else int(at.store.opened().version)
+    new = {field.name: owned(field, version) for field in found}
+    schema = pa.schema([new[name] if name in new else present.field(name) for name in settings.metadata])
     if stored is None:
-        return source.metadata_schema(origin, at.config.source.format, at.config.source, files)
-    if set(stored.names) != set(wanted):
-        raise SpecMismatch(
-            f"{at.store.label} has metadata columns {stored.names}, config asks for {wanted}: set [source] metadata back, or [table] name to a new table"
-        )
-    return pa.schema([stored.field(name) for name in wanted])
+        return schema, ColumnChanges()
+    return schema, ColumnChanges(tuple(added), tuple(name for name in present.names if name not in settings.metadata))
 
 
 def _sight(  # noqa: PLR0917

@@ -13,7 +13,7 @@ import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
 
 from pipeline import Table, load, migrate, open_table, run, store, verify
-from pipeline.errors import QueryError, SpecMismatch, TableBusy
+from pipeline.errors import QueryError, SourceError, SpecMismatch, TableBusy
 from pipeline.migrate import BESIDE
 from pipeline.survey import scene, store_of
 
@@ -149,6 +149,25 @@ def test_it_switches_only_where_the_new_model_is_better(desk: Desk, models: dict
 
 def open_table_beside(desk: Desk, model: Path) -> Table:
     return open_table(desk.config_path, {"table.name": f"docs{BESIDE}", "model.name": str(model)})
+
+
+def test_a_migration_loses_no_documents_and_no_column_without_a_word(desk: Desk, models: dict[str, Path]) -> None:
+    path = desk.source / "a.jsonl"
+    documents = path.read_text()
+    path.write_text(documents[: documents.index('{"id": "d30"')])
+    with pytest.raises(SourceError, match="got 70 of 95"):
+        moved(desk, models["same"], switch=True)
+    path.write_text(documents)
+    store_of(desk.config).opened().add_columns({"theirs": "n + 1"})
+    with pytest.raises(SpecMismatch, match="got theirs from another program"):
+        moved(desk, models["same"], switch=True)
+
+
+def test_migrated_columns_are_still_the_tables_own(desk: Desk, models: dict[str, Path], desk_for: Callable[..., Desk]) -> None:
+    moved(desk, models["same"], switch=True)
+    assert desk.embed(engine=None).files_opened == 0
+    report = desk_for(desk.folder).embed()
+    assert (report.chunks.encoded, report.columns_dropped) == (0, ("n",))
 
 
 def test_the_way_back(desk: Desk, models: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from conftest import Desk, HereAndNow, words
+from conftest import Desk, HereAndNow, Latent, words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import run, survey
+from pipeline import run, source, survey
 from pipeline.errors import Interrupted, SourceError, SpecMismatch, TableBusy
 from pipeline.store import Lease
 from pipeline.verify import verify
@@ -204,10 +205,146 @@ def test_an_empty_source_does_not_empty_the_table_unless_allowed(desk: Desk) -> 
     path = desk.write("a.jsonl", [document("x", 1)])
     desk.embed()
     path.unlink()
-    with pytest.raises(SourceError, match=r"no files.*--allow-empty"):
+    with pytest.raises(SourceError, match=r"no files.*--allow-deletions"):
         desk.embed()
-    assert desk.embed(allow_empty=True).documents.deleted == 1
+    assert desk.embed(allow_deletions=True).documents.deleted == 1
     assert desk.table().num_rows == 0
+
+
+def many(name: str, count: int) -> list[dict[str, object]]:
+    return [document(f"{name}{i}", i + 20) for i in range(count)]
+
+
+@pytest.fixture
+def halved(desk: Desk) -> Desk:
+    """60 documents are in the table, and the file of 30 of them is gone."""
+    desk.write("a.jsonl", many("a", 30))
+    lost = desk.write("b.jsonl", many("b", 30))
+    desk.embed()
+    lost.unlink()
+    desk.write("c.jsonl", [document("new", 1)])
+    return desk
+
+
+def test_a_run_that_would_delete_half_of_the_table_is_refused_and_commits_nothing(halved: Desk) -> None:
+    version = survey.store_of(halved.config).opened().version
+    with pytest.raises(SourceError, match=r"at most 30% .* got 30 of 60; 1 of 2 files are gone\. .*--allow-deletions$"):
+        halved.embed()
+    with pytest.raises(SourceError, match="--allow-deletions"):
+        run.backfill(halved.config, engine=HereAndNow)
+    assert survey.store_of(halved.config).opened().version == version
+    assert halved.embed(allow_deletions=True).documents.deleted == 30
+
+
+def test_a_plan_of_more_deletions_than_are_allowed_shows_the_refusal(halved: Desk, latent: Latent) -> None:
+    planned = latent(halved.folder, "plan", "--json").answer
+    assert (planned["documents"]["deleted"], planned["documents"]["added"]) == (30, 1)
+    assert "got 30 of 60" in planned["refused"]
+    assert "refused" in latent(halved.folder, "plan").out
+    said = latent(halved.folder, "run")
+    assert (said.code, said.err.count("\n")) == (1, 1)
+    assert latent(halved.folder, "run", "--allow-deletions", "--json").answer["documents"]["deleted"] == 30
+
+
+def test_the_share_of_deletions_is_the_configs(halved: Desk, latent: Latent) -> None:
+    assert latent(halved.folder, "plan", "--json", "--source.max_deleted_share", "0.5").answer["refused"] == ""
+
+
+def test_documents_that_lose_their_text_count_as_deletions(desk: Desk) -> None:
+    desk.write("a.jsonl", many("a", 60))
+    desk.embed()
+    desk.write("a.jsonl", [{"id": d["id"], "text": None} for d in many("a", 60)])
+    with pytest.raises(SourceError, match="got 60 of 60"):
+        desk.embed()
+
+
+def test_documents_that_moved_to_other_files_are_no_deletions(desk: Desk) -> None:
+    path = desk.write("a.jsonl", many("a", 60))
+    desk.embed()
+    path.rename(path.with_name("b.jsonl"))
+    assert desk.embed().moved == 60
+
+
+def test_up_to_twenty_documents_go_whatever_their_share(desk: Desk) -> None:
+    desk.write("a.jsonl", many("a", 22))
+    desk.embed()
+    desk.write("a.jsonl", many("a", 2))
+    assert desk.embed().documents.deleted == 20
+
+
+def test_a_plan_of_an_empty_source_shows_that_all_would_go(desk: Desk) -> None:
+    path = desk.write("a.jsonl", [document("x", 1)])
+    desk.embed()
+    path.unlink()
+    planned = run.plan(desk.config)
+    assert planned.documents.deleted == 1
+    assert "no files" in planned.refused
+
+
+def elsewhere(desk: Desk, uri: str) -> Desk:
+    """The desk, its config naming another source for the same table."""
+    text = desk.config_path.read_text()
+    desk.config_path.write_text(re.sub(r'uri = ".*"', f'uri = "{uri}"', text, count=1))
+    return desk
+
+
+def test_a_table_refuses_the_documents_of_another_source_and_names_both(desk: Desk, latent: Latent) -> None:
+    desk.write("a.jsonl", many("a", 3))
+    desk.embed()
+    elsewhere(desk, "other/*.jsonl").write("../other/a.jsonl", many("b", 4))
+    for command in ("plan", "run"):
+        said = latent(desk.folder, command)
+        assert (said.code, said.err.count("\n")) == (1, 1)
+        assert f"its own source {desk.source}/**, got {desk.folder}/other/*.jsonl" in said.err
+        assert "of its 3 documents 3 would be deleted and 0 changed" in said.err
+    planned = latent(desk.folder, "plan", "--change-source", "--json").answer["documents"]
+    assert (planned["added"], planned["deleted"]) == (4, 3)
+    desk.embed(change_source=True)
+    assert desk.embed(engine=None).documents.unchanged == 4
+    with pytest.raises(SourceError, match="4 would be deleted"):
+        elsewhere(desk, "src/**").embed()
+
+
+def test_documents_of_another_source_with_the_same_ids_replace_none(desk: Desk) -> None:
+    path = desk.write("a.jsonl", many("a", 3))
+    desk.embed()
+    other = desk.write("../other/a.jsonl", [document(f"a{i}", i + 5) for i in range(3)])
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))  # so that name, size and time are the same
+    with pytest.raises(SourceError, match="0 would be deleted and 3 changed"):
+        elsewhere(desk, "other").embed()
+    desk.embed(change_source=True)
+    assert desk.rows()["a0", 0][0] == "w5"
+
+
+def test_a_source_that_moved_is_the_same_source(desk: Desk) -> None:
+    desk.write("a.jsonl", many("a", 3))
+    desk.embed()
+    desk.source.rename(desk.folder / "moved")
+    assert elsewhere(desk, "moved/**").embed(engine=None).documents.unchanged == 3
+    assert desk.embed(engine=None).files_opened == 0
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("src/**", "src/a.jsonl"), ("src/*.jsonl", "src/a*.jsonl")])
+def test_a_wider_pattern_is_the_same_source_and_one_that_loses_documents_is_another(desk: Desk, wide: str, narrow: str) -> None:
+    desk.write("a.jsonl", many("a", 3))
+    desk.write("b.jsonl", many("b", 3))
+    elsewhere(desk, narrow).embed()
+    assert elsewhere(desk, wide).embed().documents.added == 3
+    with pytest.raises(SourceError, match="3 would be deleted"):
+        elsewhere(desk, narrow).embed()
+
+
+@pytest.mark.parametrize(
+    ("uri", "recorded"),
+    [
+        ("s3://key:se/cret@bucket/folder/*.parquet?region=x", "s3://bucket/folder/*.parquet"),
+        ("s3://bucket/a?endpoint_override=127.0.0.1:9000&scheme=http", "s3://bucket/a at 127.0.0.1:9000"),
+        ("az://container/folder/", "abfs://container/folder"),
+        ("/data/./docs/../docs/", "/data/docs"),
+    ],
+)
+def test_a_source_is_recorded_without_credentials_and_under_one_spelling(uri: str, recorded: str) -> None:
+    assert source.identity(uri) == recorded
 
 
 def test_a_table_refuses_vectors_of_another_spec(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
@@ -390,7 +527,7 @@ def test_incremental_equals_from_scratch(
         body.write(lasting.source)
         if not any(body.files.values()) and not (lasting.folder / "data").exists():
             continue  # the types of metadata are those of the first documents
-        lasting.embed(allow_empty=True)
+        lasting.embed(allow_deletions=True)
         fresh = desk_for(tmp_path_factory.mktemp("fresh"), metadata=["n"])
         shutil.copytree(lasting.source, fresh.source, dirs_exist_ok=True)
         fresh.embed()

@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from pipeline.config import Source
 from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
-from pipeline.schema import FileState, Slice
+from pipeline.schema import FileState, Slice, owned
 from pipeline.source import Origin, Reader, list_files, locate, metadata_schema, reading_hash, sight
 from pipeline.source.documents import BATCH_CHARS, BATCH_DOCUMENTS, WORD_CHARS
 from pipeline.source.formats import _lines
@@ -557,11 +557,24 @@ def test_a_setting_that_does_not_fit_the_files_is_one_line_that_tells_what_they_
     assert "\n" not in str(caught.value)
 
 
+def named(format: str, source: Source, version: int = 0) -> str:
+    """The reading's hash, of a table with the source's metadata columns, added at a version."""
+    return reading_hash(format, source, pa.schema([owned(pa.field(name, pa.string()), version) for name in source.metadata]))
+
+
 def test_other_settings_of_reading_have_another_name():
     ways = [("auto", Source()), ("csv", Source()), ("auto", Source(id="key")), ("auto", Source(text=["id", "text"]))]
     ways += [("auto", Source(metadata=["n"])), ("auto", Source(text=["text", "id"]))]
-    assert len({reading_hash(format, source) for format, source in ways}) == len(ways)
-    assert reading_hash("auto", Source(uri="elsewhere")) == reading_hash("auto", Source())
+    assert len({named(format, source) for format, source in ways}) == len(ways)
+    assert named("auto", Source(uri="elsewhere")) == named("auto", Source())
+
+
+def test_metadata_columns_in_another_order_are_read_alike():
+    assert named("auto", Source(metadata=["a", "b"])) == named("auto", Source(metadata=["b", "a"]))
+
+
+def test_a_metadata_column_that_was_dropped_and_added_again_is_another_reading():
+    assert named("auto", Source(metadata=["a"])) != named("auto", Source(metadata=["a"]), version=7)
 
 
 # --- what a document's hash sees ------------------------------------------------------------------------------------
@@ -589,6 +602,13 @@ NUMBER, STRING = pa.schema([("m", pa.float64())]), pa.schema([("m", pa.string())
 )
 def test_a_change_of_text_or_of_a_metadata_value_changes_the_documents_hash(tmp_path, before, after, fields):
     assert hashed(tmp_path, before, fields) != hashed(tmp_path, after, fields)
+
+
+def test_metadata_columns_in_another_order_leave_the_documents_hash(tmp_path):
+    put(tmp_path / "x.jsonl", b'{"id": "1", "text": "x", "a": 1, "b": 2}\n{"id": "2", "text": "x", "a": 2, "b": 1}\n')
+    hashes = read(tmp_path, metadata=["a", "b"])["doc_hash"].to_pylist()
+    assert read(tmp_path, metadata=["b", "a"])["doc_hash"].to_pylist() == hashes
+    assert len(set(hashes)) == 2
 
 
 def test_a_change_of_another_column_does_not_change_the_documents_hash(tmp_path):

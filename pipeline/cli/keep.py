@@ -13,6 +13,16 @@ from pipeline.cli.show import Grid, looking, printed, progress, runs_of, say, st
 from pipeline.config import Config, render
 from pipeline.errors import ConfigError, PipelineError, shown
 
+AllowDeletions = Annotated[
+    bool,
+    typer.Option(
+        "--allow-deletions", "--allow-empty", help="Delete more documents than [source] max_deleted_share allows, or all."
+    ),
+]
+ChangeSource = Annotated[
+    bool, typer.Option("--change-source", help="Let the table hold the documents of another source than it records; the others go.")
+]
+
 
 @app.command()
 def init(
@@ -44,7 +54,7 @@ def init(
 
 
 @app.command()
-def plan(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+def plan(*, change_source: ChangeSource = False, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Show what a run would do, how many tokens, how long. Writes nothing.
 
     Example: latent plan --json
@@ -53,7 +63,7 @@ def plan(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> 
 
     settings = settings_of(config)
     with progress() as on_progress:
-        report = use_case.plan(settings, on_progress)
+        report = use_case.plan(settings, on_progress, change_source=change_source)
     printed(report, as_json, *told(report, planned=True))
 
 
@@ -61,7 +71,8 @@ def plan(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> 
 def run(
     *,
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined documents again.")] = False,
-    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Let an empty source empty the table.")] = False,
+    allow_deletions: AllowDeletions = False,
+    change_source: ChangeSource = False,
     backfill: Annotated[
         bool, typer.Option("--backfill", help="Keep to the pace and hours of [backfill], and let other runs of the table pass.")
     ] = False,
@@ -91,13 +102,21 @@ def run(
                 overrides(),
                 on_progress,
                 retry_quarantined=retry_quarantined,
-                allow_empty=allow_empty,
+                allow_deletions=allow_deletions,
+                change_source=change_source,
                 sample=sample,
                 backfill=backfill,
             )
         else:
             work = use_case.backfill if backfill else use_case.embed
-            report = work(settings, on_progress, retry_quarantined=retry_quarantined, allow_empty=allow_empty, sample=sample)
+            report = work(
+                settings,
+                on_progress,
+                retry_quarantined=retry_quarantined,
+                allow_deletions=allow_deletions,
+                change_source=change_source,
+                sample=sample,
+            )
     changed = report.documents.added or report.documents.changed or report.documents.deleted
     if maintain and (changed or use_case.searches_lag(settings)):
         try:

@@ -123,6 +123,7 @@ def told(report: Report, *, planned: bool) -> list[str]:
     d, c = report.documents, report.chunks
     about = "about " if planned else ""
     idle = planned and not (d.added or d.changed or d.deleted or c.encoded or report.moved or report.files_left)
+    idle = idle and not _columns(report)
     lines = [
         f"documents   {d.added} added, {d.changed} changed, {d.unchanged} unchanged ({report.moved} moved), {d.deleted} deleted, {d.quarantined} in quarantine",
         f"files       {report.files_opened} opened, {report.files_unchanged} unchanged, {report.files_refused} unreadable, {report.files_ignored} of another kind",
@@ -146,9 +147,18 @@ def told(report: Report, *, planned: bool) -> list[str]:
         lines.insert(1, f"left        {report.files_left} files that the backfill under way is to do")
     if report.stale:
         lines.insert(1, f"left        {report.stale} documents that changed while they were read: the next run takes them")
+    lines[1:1] = _columns(report)
+    lines += [f"refused     {report.refused}"] if report.refused else []
     if not planned:
         lines.insert(0, f"run         {report.run_id}, table version {report.table_version}")
     return lines
+
+
+def _columns(report: Report) -> list[str]:
+    """The line about metadata columns that are added and dropped, if any are."""
+    changes = ((report.columns_added, "added"), (report.columns_dropped, "dropped"))
+    told = "; ".join(f"{', '.join(names)} {what}" for names, what in changes if names)
+    return [f"columns     {told}"] if told else []
 
 
 def _time(seconds: float, *, planned: bool) -> str:

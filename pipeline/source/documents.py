@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
-from pipeline.schema import DOCUMENT_FIELDS, LANCE_COLUMNS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, digest
+from pipeline.schema import DOCUMENT_FIELDS, LANCE_COLUMNS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, column_key, digest
 from pipeline.source.formats import DAMAGED, FORMATS, BadRow, Columns, Format, Record, format_of, stored_type
 from pipeline.source.listing import Origin, current_state, first_line
 
@@ -112,9 +112,12 @@ def sight(reader: Reader, origin: Origin, file: FileState, index: int) -> pa.Tab
     return pa.Table.from_batches(sightings, schema=SIGHTINGS)
 
 
-def reading_hash(format: str, columns: Columns) -> str:
-    """Names the settings that a file was read with: a file read with others counts as changed."""
-    return digest(json.dumps([format, columns.id, columns.text_columns, columns.metadata]).encode())
+def reading_hash(format: str, columns: Columns, fields: pa.Schema) -> str:
+    """Name the settings that a file was read with: a file read with others counts as changed. The order of the metadata columns is none of them.
+
+    `fields`: the metadata columns as the table has them. One that was dropped and added again is another column.
+    """
+    return digest(json.dumps([format, columns.id, columns.text_columns, sorted(map(column_key, fields))]).encode())
 
 
 def metadata_schema(origin: Origin, format: str, columns: Columns, files: Iterable[FileState]) -> pa.Schema:
@@ -279,14 +282,21 @@ def _typed_batch(documents: list[_Document], fields: pa.Schema, schema: pa.Schem
         for at, value in bad.items():
             problems[at] = problems[at] or f"metadata column {field.name!r} holds {SHORT.repr(value)}, wanted {field.type}"
             texts[at] = None
-    values = zip(texts, *(column.to_pylist() for column in columns), strict=True)
+    keys = [column_key(field) for field in fields]
+    cells = zip(*(column.to_pylist() for column in columns), strict=True) if columns else itertools.repeat(())
     hashes = [
-        digest(orjson.dumps([*map(_finite, cells), problem], default=str)) if document.id is not None else None
-        for cells, problem, document in zip(values, problems, documents, strict=True)
+        _hash(text, dict(zip(keys, values, strict=True)), problem) if document.id is not None else None
+        for document, text, values, problem in zip(documents, texts, cells, problems, strict=False)
     ]
     own = ([d.row for d in documents], [d.id for d in documents], texts, problems)
     arrays = [pa.array(v, f.type) for v, f in zip(own, DOCUMENT_FIELDS, strict=True)]
     return pa.RecordBatch.from_arrays([*arrays, *columns, pa.array(hashes, pa.string())], schema=schema)
+
+
+def _hash(text: str | None, metadata: dict[str, object], problem: str | None) -> str:
+    """Hash a document's content. In whatever order its metadata columns stand, and however many of them are null, it is the same."""
+    cells = [(key, _finite(cell)) for key, cell in sorted(metadata.items()) if cell is not None]
+    return digest(orjson.dumps([text, cells, problem], default=str))
 
 
 def _finite(cell: object) -> object:

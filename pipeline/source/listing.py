@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,6 +81,16 @@ def locate(uri: str) -> Origin:
     if info.type == fs.FileType.File:
         return Origin(filesystem, root.rpartition("/")[0], root.rpartition("/")[2], single=True)
     return Origin(filesystem, root.rstrip("/"), pattern)
+
+
+def identity(uri: str) -> str:
+    """What a source is called where it is recorded: folder and pattern with their store, without credentials. Spellings of one path are one source."""
+    if "://" not in uri:
+        return os.path.normpath(Path(uri).expanduser().absolute())
+    scheme, _, rest = uri.replace("az://", "abfs://").partition("://")
+    path, _, query = rest.partition("?")
+    endpoint = parse_qs(query).get("endpoint_override", [""])[-1]  # another store of the same protocol
+    return f"{shown(f'{scheme}://{path}').rstrip('/')}{' at ' + endpoint if endpoint else ''}"
 
 
 def list_files(origin: Origin, format: str) -> Listing:

@@ -11,7 +11,7 @@ Not promised: rows that other programs write to these tables (a run that meets t
 version may be ahead of the main table's by one commit), file systems without atomic rename or stores without conditional put, a table whose files are copied
 while a run writes.
 
-`tables` opens and describes; `commits` changes rows; `lease` keeps a second writer out, `courtesy` lets one pass; `history` goes back and cleans up; `indexes` are kept
+`tables` opens and describes; `commits` changes rows, `columns` what they hold; `lease` keeps a second writer out, `courtesy` lets one pass; `history` goes back and cleans up; `indexes` are kept
 beside the rows, with the recall that `tuning` measures; `word_index` is the one of words, `folding` its forms of them; `reading` is a version open for searches; `derived` are tables worked out from it.
 """
 
@@ -20,6 +20,7 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before they are imported: they warn of empty parts of indexes and the like
 os.environ.setdefault("LANCEDB_LOG", "error")
 
+from pipeline.store.columns import adapt, metadata_fields, source_of
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
 from pipeline.store.conditions import Condition
 from pipeline.store.courtesy import Backfill, backfilling_since, is_paused, pause
@@ -49,7 +50,6 @@ from pipeline.store.tables import (
     create,
     former_specs,
     lance_errors,
-    metadata_fields,
     read_runs,
     rows_committed,
     spec_of,
@@ -78,6 +78,7 @@ __all__ = [
     "Version",
     "Words",
     "Worked",
+    "adapt",
     "asking_of",
     "backfilling_since",
     "batches",
@@ -106,6 +107,7 @@ __all__ = [
     "rows_committed",
     "same_rows",
     "sole_writer",
+    "source_of",
     "spared_of",
     "spec_of",
     "state_of",

@@ -55,8 +55,9 @@ class Commit:
 
 
 def write_fragments(store: Store, rows: pa.Table) -> tuple[str, ...]:
-    """Write rows as fragments that no version names yet; returns their metadata as JSON. Raises StoreError."""
-    return tuple(json.dumps(f.to_json()) for f in written(store, rows, rows.num_rows))
+    """Write rows as fragments that no version names yet; returns their metadata as JSON. In whatever order the columns stand. Raises StoreError."""
+    ordered = rows.select([name for name in store.opened().schema.names if name in rows.column_names])
+    return tuple(json.dumps(f.to_json()) for f in written(store, ordered, rows.num_rows))
 
 
 def written(
@@ -155,6 +156,11 @@ def _since(store: Store, table: LanceDataset, since: int, name: str) -> int | No
                 f"{store.label} was changed by another program (version {version}, {kind}): nothing more is committed; run again"
             )
     return None
+
+
+def refuse_foreign(store: Store, table: LanceDataset, since: int) -> None:
+    """Raise StoreError where a version after `since` changed rows."""
+    _since(store, table, since, "")
 
 
 def _replacement(table: LanceDataset, new: list[FragmentMetadata], replaced: pa.Array) -> tuple[LanceOperation.BaseOperation, int]:

@@ -52,6 +52,7 @@ SAID = {
     "Rewrite": "fragments merged",
     "UpdateConfig": "search settings",
     "BaseOperation": "merge prepared",
+    "Project": "columns dropped",
 }
 ENDED_WELL = frozenset({"done", "interrupted", "gave way"})  # nothing of such a run is on its way any more
 LOOKED_BACK = 1000  # versions that `verify` reads

@@ -17,10 +17,11 @@ import lance
 import pyarrow as pa
 
 from pipeline.errors import StoreError, TableMissing, shown
-from pipeline.schema import FILES, HELD, OWN_COLUMNS, QUARANTINE, RUNS, Spec, table_schema
+from pipeline.schema import FILES, HELD, QUARANTINE, RUNS, Spec, table_schema
 
 SPEC_KEY = b"latent.spec"
 FORMER_KEY = b"latent.former"  # specs that the table had before it was migrated
+SOURCE_KEY = b"latent.source"  # whose documents the table holds
 QUERIES_KEY = b"latent.queries"  # how queries are put to the model
 NAMING = "latent.side."  # property of a commit: the version of a side table that belongs to it
 # For an object store, under what [table] storage_options say. Lance's own defaults wait half an hour for a store that is silent. So: a listing 3 minutes,
@@ -83,14 +84,14 @@ class Asking:
         return json.dumps(asdict(self))
 
 
-def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking) -> None:
-    """Make the main table, unless it is there. The spec stands in its schema metadata. Under the lease.
+def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking, source: str) -> None:
+    """Make the main table, unless it is there. The spec and the source stand in its schema metadata. Under the lease.
 
     Side tables left behind by a main table that is gone are emptied: what they say of it would hide documents.
     """
     if store.open() is not None:
         return
-    told = {SPEC_KEY: spec.to_json().encode(), QUERIES_KEY: asking.to_json().encode()}
+    told = {SPEC_KEY: spec.to_json().encode(), QUERIES_KEY: asking.to_json().encode(), SOURCE_KEY: source.encode()}
     schema = table_schema(spec, metadata).with_metadata(told)
     names = {side: write_side(store, side, SIDES[side].empty_table()) for side in NAMED}
     with lance_errors(f"{store.label} cannot be created"), contextlib.suppress(FileExistsError):
@@ -124,12 +125,6 @@ def asking_of(store: Store) -> Asking:
 def former_specs(table: lance.LanceDataset) -> list[Spec]:
     """The specs that the table had before it was migrated to its present one."""
     return [Spec(**each) for each in json.loads((table.schema.metadata or {}).get(FORMER_KEY, b"[]"))]
-
-
-def metadata_fields(store: Store) -> pa.Schema | None:
-    """The metadata columns of the table, None where there is no table."""
-    table = store.open()
-    return None if table is None else pa.schema([f for f in table.schema if f.name not in OWN_COLUMNS])
 
 
 @dataclass(frozen=True)
