@@ -1,11 +1,19 @@
-"""A first config: for documents at a path, whose format, id, text and metadata are guessed from the files; or for the sample corpus."""
+"""A first config: for documents at a path, whose table is named after it, and whose format, id, text and metadata are guessed from the files; or for the
+sample corpus.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
+import tomllib
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import source
+from pipeline import source, store
 from pipeline.config import Config, Source, Table
 from pipeline.errors import ConfigError, SourceError, shown
 from pipeline.source.formats import PLAIN, column_names, format_of
@@ -15,6 +23,7 @@ SAMPLE_NOTE = "Settings of latent. Every key is shown; one left out has its defa
 OWN_NOTE = "Settings of latent. Every key is shown; one left out has its default."
 ID_NAMES = ("id", "_id", "doc_id", "docid", "document_id", "uuid", "key", "url", "path", "filename", "name")
 TEXT_NAMES = ("text", "content", "body", "passage", "document", "abstract", "description", "summary")
+NAME_CHARS = 64  # of a table's name: folders may be called longer
 TITLE_NAMES = ("title", "subject", "headline", "heading")
 
 
@@ -34,9 +43,10 @@ def config_for(path: str, folder: Path) -> Config:
         raise SourceError(
             f"{shown(path)}: no parquet, jsonl, csv, text or markdown file in it: name a folder, file or glob that has some"
         )
+    table = Table(name=_free_name(_table_name(origin), source.identity(_anchored(uri, folder)), folder))
     tabular = [f for f in files if format_of(f.path) not in PLAIN]
     if not tabular:
-        return Config(source=Source(uri=uri))
+        return Config(source=Source(uri=uri), table=table)
     try:
         columns = column_names(origin.filesystem, f"{origin.root}/{tabular[0].path}")
     except (OSError, ValueError) as error:
@@ -50,4 +60,37 @@ def config_for(path: str, folder: Path) -> Config:
             f"{tabular[0].path}: none of its columns ({', '.join(columns)}) looks like {missing}: copy config.toml and set [source] id and text"
         )
     title = next((by_lower[n] for n in TITLE_NAMES if n in by_lower), None)
-    return Config(source=Source(uri=uri, id=ident, text=text if title is None else [title, text]), table=Table())
+    return Config(source=Source(uri=uri, id=ident, text=text if title is None else [title, text]), table=table)
+
+
+def _table_name(origin: source.Origin) -> str:
+    """The last folder of the source, or its file, in the letters that a table's name may have."""
+    single = origin.pattern and not re.search(r"[*?\[{]", origin.pattern)
+    last = origin.pattern.partition(".")[0] if single else origin.root.rpartition("/")[2]
+    plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", plain)[:NAME_CHARS].strip("-_") or Table().name
+
+
+def _free_name(name: str, identity: str, folder: Path) -> str:
+    """The name, or that with a number behind it, that no table and no config in the folder has for another source."""
+    planned = dict(_configured(folder))
+    for candidate in itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2))):
+        place = store.Store(_anchored(Table().uri, folder), candidate)
+        held = planned.get(candidate) if place.open() is None else store.source_of(place) or "unknown"
+        if held in {None, identity}:
+            return candidate
+    raise AssertionError("unreachable")
+
+
+def _configured(folder: Path) -> Iterator[tuple[str, str]]:
+    """Table and source of each config in the folder whose table lies where a new one's does."""
+    for path in sorted(folder.glob("*.toml")):
+        with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):  # no config, or a broken one
+            settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            table = {"uri": Table().uri, "name": Table().name} | settings.get("table", {})
+            if _anchored(table["uri"], folder) == _anchored(Table().uri, folder):
+                yield table["name"], source.identity(_anchored(settings["source"]["uri"], folder))
+
+
+def _anchored(uri: str, folder: Path) -> str:
+    return uri if "://" in uri else os.path.normpath(folder / Path(uri).expanduser())

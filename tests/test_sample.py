@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import load, render
+from pipeline.config import Config, load, render
 from pipeline.errors import ConfigError, PipelineError, SourceError
 from pipeline.init import config_for
 from pipeline.sample import write_sample
@@ -134,6 +134,49 @@ def test_the_config_that_init_writes_names_the_same_files_from_wherever_it_was_c
     assert files == list_files(meant, "auto").files != ()
     reader = Reader(origin, source.format, source, metadata_schema(origin, source.format, source, files))
     assert [problem for file in files for b in reader.batches(file) for problem in b["problem"].to_pylist()] == [None] * len(files)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "table"),
+    [
+        ("handbook/a/b.md", "handbook/**/*.md", "handbook"),
+        ("handbook/a/b.md", "handbook/", "handbook"),
+        ("my docs (new)/b.md", "my docs (new)", "my-docs-new"),
+        ("B\u00fccher/b.md", "B\u00fccher", "Bucher"),
+        ("\u6587\u66f8/b.md", "\u6587\u66f8", "docs"),
+        ("data/2024.01.jsonl", "data/2024.01.jsonl", "2024"),
+        ("-_x/b.md", "-_x", "x"),
+        (f"{'x' * 80}/b.md", "x" * 80, "x" * 64),
+        ("a/b.md", "*/b.md", "home"),
+    ],
+)
+def test_init_names_the_table_after_the_path(tmp_path, name, place, table):
+    home = tmp_path / "home"
+    home.mkdir()
+    made(home, name, ["id", "text"])
+    config = config_for(str(home / place), home)
+    assert config.table.name == table
+    assert Config.model_validate(config.model_dump()) == config
+
+
+def test_a_second_init_in_a_folder_names_a_table_of_its_own(tmp_path, latent):
+    for name in ("x/docs/a.md", "y/docs/a.md"):
+        made(tmp_path, name, ["id", "text"])
+    names = [
+        latent(tmp_path, "init", place, "--config", f"{number}.toml", "--json").answer["table"]
+        for number, place in enumerate(["x/docs", "y/docs", "x", "x/docs/", "y/docs"])
+    ]
+    assert names == ["docs", "docs-2", "x", "docs", "docs-2"]
+
+
+def test_init_leaves_the_names_of_tables_of_other_sources(tmp_path, desk_for):
+    desk = desk_for(tmp_path)
+    desk.write("a.jsonl", [{"id": "x", "text": "w1"}])
+    desk.embed()
+    desk.config_path.unlink()
+    made(tmp_path, "docs/a.md", [])
+    assert config_for(str(tmp_path / "docs"), tmp_path).table.name == "docs-2"
+    assert config_for(str(desk.source / "**"), tmp_path).table.name == "src"
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,12 @@ def init(
     if path is not None and config.exists():
         raise ConfigError(f"{config} is already there: remove it, or name another with --config")
     settings = sample_config() if path is None else config_for(path, folder)
-    if not config.exists():
+    table = None if config.exists() else settings.table.name  # the sample leaves a config that is there as it is
+    if table:
         config.write_text(render(settings, SAMPLE_NOTE if sample else OWN_NOTE), encoding="utf-8")
     where = f"{documents} documents in {SAMPLE_FOLDER}" if sample else f"source: {shown(settings.source.uri)}"
-    lines = [where, f"config: {config}", "next: latent plan, then latent run"]
-    printed({"config": str(config), "documents": documents}, as_json, *lines)
+    lines = [where, f"config: {config}", *([f"table: {table}"] if table else []), "next: latent plan, then latent run"]
+    printed({"config": str(config), "documents": documents, "table": table}, as_json, *lines)
 
 
 @app.command()
