@@ -43,7 +43,9 @@ def config_for(path: str, folder: Path) -> Config:
         raise SourceError(
             f"{shown(path)}: no parquet, jsonl, csv, text or markdown file in it: name a folder, file or glob that has some"
         )
-    table = Table(name=_free_name(_table_name(origin), source.identity(_anchored(uri, folder)), folder))
+    table = Table(
+        name=_free_name(_table_name(origin), source.identity(_anchored(uri, folder), _anchored(Table().uri, folder)), folder)
+    )
     tabular = [f for f in files if format_of(f.path) not in PLAIN]
     if not tabular:
         return Config(source=Source(uri=uri), table=table)
@@ -88,8 +90,8 @@ def _configured(folder: Path) -> Iterator[tuple[str, str]]:
         with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):  # no config, or a broken one
             settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
             table = {"uri": Table().uri, "name": Table().name} | settings.get("table", {})
-            if _anchored(table["uri"], folder) == _anchored(Table().uri, folder):
-                yield table["name"], source.identity(_anchored(settings["source"]["uri"], folder))
+            if (place := _anchored(table["uri"], folder)) == _anchored(Table().uri, folder):
+                yield table["name"], source.identity(_anchored(settings["source"]["uri"], folder), place)
 
 
 def _anchored(uri: str, folder: Path) -> str:

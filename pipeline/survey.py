@@ -228,7 +228,7 @@ def survey(
         raise SourceError(f"{_no_files(at, listing)}: check [source] uri and format")
     metadata, columns = _metadata(at, origin, files)
     reading = source.reading_hash(settings.format, settings, metadata)
-    recorded_source, identity = store.source_of(at.store), source.identity(settings.uri)
+    recorded_source, identity = store.source_of(at.store), source.identity(settings.uri, at.store.uri)
     moved = recorded_source is not None and recorded_source != identity
     reader = source.Reader(origin, settings.format, settings, metadata)
 
@@ -278,6 +278,7 @@ def survey(
 def _refuse_source(at: Scene, recorded: str, named: str, plan: Plan, held: int) -> None:
     """Raise SourceError where the table's documents are of another source. A source that moved, or whose pattern is wider, has them all."""
     changed = plan.documents.changed
+    recorded, named = (source.place_of(each, at.store.uri) for each in (recorded, named))
     if plan.lost + changed <= at.config.source.max_deleted_share * held:
         return
     raise SourceError(

@@ -340,11 +340,26 @@ def test_a_wider_pattern_is_the_same_source_and_one_that_loses_documents_is_anot
         ("s3://key:se/cret@bucket/folder/*.parquet?region=x", "s3://bucket/folder/*.parquet"),
         ("s3://bucket/a?endpoint_override=127.0.0.1:9000&scheme=http", "s3://bucket/a at 127.0.0.1:9000"),
         ("az://container/folder/", "abfs://container/folder"),
-        ("/data/./docs/../docs/", "/data/docs"),
+        ("/data/./docs/../docs/", "../docs"),
+        ("/elsewhere/*.md", "../../elsewhere/*.md"),
     ],
 )
 def test_a_source_is_recorded_without_credentials_and_under_one_spelling(uri: str, recorded: str) -> None:
-    assert source.identity(uri) == recorded
+    assert source.identity(uri, "/data/lancedb") == recorded
+    assert source.place_of(recorded, "/data/lancedb") == (recorded if "://" in uri else os.path.normpath(uri))
+
+
+def test_a_local_source_of_a_table_elsewhere_is_recorded_by_its_path() -> None:
+    assert source.identity("/data/docs", "s3://bucket/db") == "/data/docs" == source.place_of("/data/docs", "s3://bucket/db")
+
+
+def test_a_project_that_is_copied_with_its_table_has_its_source_still(desk: Desk, tmp_path: Path) -> None:
+    desk.write("a.jsonl", many("a", 3))
+    desk.embed()
+    there = Path(shutil.copytree(desk.folder, tmp_path / "copy"))
+    copy = Desk(there, there / "config.toml")
+    copy.write("a.jsonl", many("b", 4))
+    assert copy.embed().documents.deleted == 3
 
 
 def test_a_table_refuses_vectors_of_another_spec(desk_for: Callable[..., Desk], tmp_path: Path) -> None:

@@ -5,6 +5,17 @@ wrong with a row. Everything streams: memory holds one batch (`BATCH_DOCUMENTS`,
 """
 
 from pipeline.source.documents import Reader, metadata_schema, reading_hash, sight
-from pipeline.source.listing import Listing, Origin, identity, list_files, locate
+from pipeline.source.listing import Listing, Origin, identity, list_files, locate, place_of
 
-__all__ = ["Listing", "Origin", "Reader", "identity", "list_files", "locate", "metadata_schema", "reading_hash", "sight"]
+__all__ = [
+    "Listing",
+    "Origin",
+    "Reader",
+    "identity",
+    "list_files",
+    "locate",
+    "metadata_schema",
+    "place_of",
+    "reading_hash",
+    "sight",
+]

@@ -83,14 +83,23 @@ def locate(uri: str) -> Origin:
     return Origin(filesystem, root.rstrip("/"), pattern)
 
 
-def identity(uri: str) -> str:
-    """What a source is called where it is recorded: folder and pattern with their store, without credentials. Spellings of one path are one source."""
+def identity(uri: str, table: str) -> str:
+    """What a source is called in a table that lies there: folder and pattern with their store, without credentials.
+
+    Spellings of one path are one source. Where both are local it is the way from the table to the source: a project may be moved or copied as a whole.
+    """
     if "://" not in uri:
-        return os.path.normpath(Path(uri).expanduser().absolute())
+        path = os.path.normpath(Path(uri).expanduser().absolute())
+        return path if "://" in table else os.path.relpath(path, Path(table).absolute())
     scheme, _, rest = uri.replace("az://", "abfs://").partition("://")
     path, _, query = rest.partition("?")
     endpoint = parse_qs(query).get("endpoint_override", [""])[-1]  # another store of the same protocol
     return f"{shown(f'{scheme}://{path}').rstrip('/')}{' at ' + endpoint if endpoint else ''}"
+
+
+def place_of(identity: str, table: str) -> str:
+    """Where the source lies that a table there calls so."""
+    return identity if "://" in identity or "://" in table else os.path.normpath(Path(table).absolute() / identity)
 
 
 def list_files(origin: Origin, format: str) -> Listing:

@@ -162,7 +162,7 @@ def judge(clean: Picture, place: Path, to: Findings) -> None:
     to.wrong += found.wrong
     to.wrong += [f"verify: {check.name}: {check.detail}" for check in verify(config) if not check.ok]
     outlook = survey.survey(survey.scene(config), "again", run.quiet)
-    if outlook.plan or outlook.sides_change:
+    if not outlook.nothing_to_do:
         to.wrong.append(f"there is still something to do: {outlook.plan.documents}")
     run.maintain(config)
     to.wrong += [f"left over on disk: {name}" for name in unnamed_files(table)]
