@@ -26,6 +26,8 @@ checkpoint, and to resume is to plan again.
            engine    shards over workers (Ray)
            metrics   figures of a run and of the table (Prometheus)
            exposition  those of all processes of a machine on one port
+           hosts     which Host headers a server of ours answers
+           middleware  what stands around each request to the search service
            outputs   files for the user; another program's stay
     join   survey    look before doing: list, sight, plan
            estimate  tokens and time of a plan

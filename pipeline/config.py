@@ -258,7 +258,11 @@ class Search(_Section):
     reranker: str = Field(
         "", description="cross-encoder that --rerank uses: hub id, local folder, or folder inside an installed package"
     )
-    candidates: PositiveInt = Field(50, description="passages that are reranked")
+    candidates: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="passages that are reranked")
+    hosts: list[str] = Field(
+        [], description="further names that 'latent serve --search' is asked by, such as search.example.org or *.example.org"
+    )
+    cors_origins: list[str] = Field([], description="web pages that may ask it from a browser, such as https://app.example.org")
 
 
 class Cluster(_Section):

@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Metric, generate_latest, make_wsgi_app, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+
+from pipeline.hosts import guarded
 
 log = logging.getLogger("pipeline")
 WRITE_S = 2.0
@@ -96,11 +98,13 @@ class _Shown(threading.Thread):
         everyone = CollectorRegistry()
         everyone.register(_Everyone(self._folder))
         try:
-            return start_http_server(self._port, self._host, everyone)
+            server, thread = start_http_server(self._port, self._host, everyone)
         except OSError as error:
             if not _is_fresh(self._folder / OWNER, OWNER_S):
                 self._warn(f"{self._listen} cannot be listened on ({error.strerror}): set [metrics] listen")
             return None
+        server.set_app(guarded(make_wsgi_app(everyone), self._host))
+        return server, thread
 
     def _warn(self, why: str) -> None:
         if not self._warned:

@@ -5,13 +5,14 @@
     GET  /metrics   for Prometheus
     GET  /docs      every field, with a form to try it
 
-Each search is asked of the newest version there is; a commit, an index or a migration needs no restart. Beyond loopback a bearer token is wanted.
+Each search is asked of the newest version there is; a commit, an index or a migration needs no restart. Beyond loopback a bearer token is wanted; on
+loopback only requests that name this machine are answered, or one of `[search] hosts`. Each request has an id (X-Request-ID, taken or given) and a line in
+the log. The page /docs loads nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import socket
@@ -24,21 +25,23 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
 
 from pipeline import status as table_status
-from pipeline.config import Mode
+from pipeline.config import Mode, Search
 from pipeline.errors import ConfigError, PipelineError, QueryError
+from pipeline.hosts import is_any, is_loopback
 from pipeline.metrics import TableCollector
+from pipeline.middleware import REQUEST_ID, LimitedBody, RequestLog, ServedHosts
 from pipeline.search import Table
 from pipeline.serialization import to_json
 
 TOKEN = "LATENT_SEARCH_TOKEN"  # noqa: S105  the variable's name
 MOST_K = 1000
-MOST_BYTES = 64 << 10  # of a request's body
 MOST_CHARS = 10_000  # of a query
 MOST_TEXTS = 10  # that are added, or taken off
 Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARS)]
@@ -87,16 +90,26 @@ class Answer(BaseModel):
 
 @dataclass(frozen=True)
 class Address:
-    """Where the service listens, and the token it wants."""
+    """Where the service is reached from this machine, and the token it wants."""
 
     url: str
     token: str | None
 
 
-def service(table: Table, token: str | None = None, figures: Collector | None = None) -> FastAPI:
-    """The app; /metrics tells `figures` of the table beside those of the searches. With a token, /search and /metrics want it; /healthz, /docs and /openapi.json tell nothing of what the table holds."""
-    app = FastAPI(title="latent", summary="Search over a table of embeddings", docs_url="/docs", redoc_url=None)
-    app.add_middleware(_LimitedBody)
+def service(table: Table, token: str | None = None, figures: Collector | None = None, bound: str | None = None) -> FastAPI:
+    """The app; /metrics tells `figures` of the table beside those of the searches. `bound`: the address that it listens on; None answers any Host header.
+
+    With a token, /search and /metrics want it; /healthz, /docs and /openapi.json tell nothing of what the table holds.
+    """
+    app = FastAPIOffline(
+        title="latent",
+        summary="Search over a table of embeddings",
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/assets",
+        swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
+    )
+    _surround(app, table.settings, bound)
     app.add_exception_handler(PipelineError, _failed)
     app.add_exception_handler(RequestValidationError, _malformed)
     registry = CollectorRegistry()
@@ -139,9 +152,25 @@ def service(table: Table, token: str | None = None, figures: Collector | None = 
     return app
 
 
+def _surround(app: FastAPI, settings: Search, bound: str | None) -> None:
+    """Add what stands around each request, the innermost first."""
+    app.add_middleware(LimitedBody)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            expose_headers=[REQUEST_ID],
+        )
+    if bound is not None:
+        app.add_middleware(ServedHosts, bound=bound, hosts=settings.hosts)
+    app.add_middleware(RequestLog)
+
+
 def serve(table: Table, host: str, port: int, on_ready: Callable[[Address], None]) -> None:
     """Answer until a signal; requests under way are finished. Port 0: any. Raises ConfigError where the address cannot be had."""
-    token = os.environ.get(TOKEN) or (None if _is_loopback(host) else secrets.token_urlsafe(32))
+    token = os.environ.get(TOKEN) or (None if is_loopback(host) else secrets.token_urlsafe(32))
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -151,18 +180,12 @@ def serve(table: Table, host: str, port: int, on_ready: Callable[[Address], None
         table.encode_queries(["warm up"])
         figures = TableCollector(table.place.name, lambda: table_status.figures(table.place))
         listening.listen()
-        shown = f"[{host}]" if ":" in host else host
+        reached = host if not is_any(host) else "::1" if ":" in host else "127.0.0.1"
+        shown = f"[{reached}]" if ":" in reached else reached
         on_ready(Address(f"http://{shown}:{listening.getsockname()[1]}", token))
-        server = uvicorn.Server(uvicorn.Config(service(table, token, figures), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(service(table, token, figures, host), log_level="warning"))
         with contextlib.suppress(KeyboardInterrupt):  # raised once more, after what was under way
             server.run([listening])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bearer(token: str) -> Callable[..., None]:
@@ -189,29 +212,3 @@ def _malformed(_: Request, error: Exception) -> Response:
 
 def _told(status: int, detail: object) -> Response:
     return Response(to_json({"detail": detail}), status, media_type="application/json")
-
-
-class _LimitedBody:
-    """Refuses a body of more than MOST_BYTES, whether its length is announced or not, and a length that is no number."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MOST_BYTES:
-                raise HTTPException(413, f"a body of more than {MOST_BYTES} bytes")
-            return message
-
-        announced = Request(scope).headers.get("content-length", "0") if scope["type"] == "http" else "0"
-        if not announced.isdecimal():
-            await Response("content-length is no number", 400)(scope, receive, send)
-        elif len(announced) > len(str(MOST_BYTES)) or int(announced) > MOST_BYTES:
-            await Response(f"a body of more than {MOST_BYTES} bytes", 413)(scope, receive, send)
-        else:
-            await self._app(scope, counted if scope["type"] == "http" else receive, send)

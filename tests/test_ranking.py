@@ -195,7 +195,12 @@ def test_async_searches_go_side_by_side(table: Table) -> None:
     [
         ({"mode": "semantic"}, "mode = 'semantic', wanted vector, text or hybrid"),
         ({"diversity": 1.5}, "diversity = 1.5, wanted 0"),
-        ({"context": -1}, "context = -1, wanted 0 or more"),
+        ({"context": -1}, "context = -1, wanted 0 to 100 passages"),
+        ({"context": 1_000_000}, "context = 1000000, wanted 0 to 100 passages"),
+        ({"k": 10_000, "context": 100}, "at most 100,000 passages are read at once"),
+        ({"k": 10_001}, "k = 10001, wanted 1 to 10000"),
+        ({"plus": ["w1"] * 101}, "plus has 101 texts and minus 0, wanted 100 at most"),
+        ({"minus": ["w1" * 60_000]}, "a query of 120,000 characters, wanted 100,000 at most"),
     ],
 )
 def test_a_way_of_searching_that_there_is_not_is_one_line(table: Table, how: dict, told: str) -> None:

@@ -183,6 +183,11 @@ def test_a_filter_is_applied_before_the_search(large: Desk, where: str | dict[st
         ("w1", 5, {"n": {"like": 1}}, "no operator 'like'; expected one of eq, gt, gte, in, lt, lte, ne, not_in"),
         ("w1", 5, {"n": {"gt": None}}, "gt expects one value"),
         ("w1", 5, {"m": 1}, "'m': no such column; columns: .*n, kind"),
+        ("w1" * 60_000, 5, None, "a query of 120,000 characters"),
+        ("w1", 5, "n = " + "+".join("1" * 1500), "2,999 words between two of AND, OR and comma|3,001 words"),
+        ("w1", 5, "not(" * 40 + "n = 1" + ")" * 40, "40 nested brackets, wanted 16 at most"),
+        ("w1", 5, "n BETWEEN 1 AND " * 1500 + "1", "1,500 times BETWEEN"),
+        ("w1", 5, "n = 1 OR " * 20_000 + "n = 2", "characters, wanted 100,000 at most"),
         ("w1", 5, "n = 1; drop table docs", "expected one condition, got 'drop table docs' after ';'"),
     ],
 )
@@ -321,3 +326,8 @@ def test_a_list_of_values_is_looked_up_in_the_index_of_labels(large: Desk) -> No
     assert "tags_idx" in reading._table.search().where(planned).explain_plan()
     hits = open_table(large.config_path).search(words(40), k=5, where={"tags": ["t3"]})
     assert [hit.metadata["tags"] for hit in hits] == [["t3"]] * 5
+
+
+def test_many_queries_at_once_are_refused_in_one_line(large: Desk) -> None:
+    with pytest.raises(QueryError, match="10001 queries, wanted 10000 at most in a batch"):
+        open_table(large.config_path).search_batch(["w1"] * 10_001)

@@ -6,7 +6,9 @@ import datetime as dt
 import json
 import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,8 +24,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, words
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
 
 from pipeline import Hit, Table, open_table, run
+from pipeline.exposition import shown_at
 from pipeline.service import service
 
 LATENT = Path(sys.executable).with_name("latent")
@@ -41,9 +45,15 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
 @contextmanager
 def serving(desk: Desk, *more: str, **environment: str) -> Iterator[httpx.Client]:
     command = [LATENT, "serve", "--search", "--port", "0", "--json", *more]
-    with subprocess.Popen(command, cwd=desk.folder, stdout=subprocess.PIPE, text=True, env=os.environ | environment) as process:
+    log = (desk.folder / "serve.log").open("w")
+    with (
+        log,
+        subprocess.Popen(
+            command, cwd=desk.folder, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment
+        ) as process,
+    ):
         ready = json.loads(process.stdout.readline())
-        url = ready["url"].replace("0.0.0.0", "127.0.0.1")
+        url = ready["url"]
         headers = {"Authorization": f"Bearer {ready['token']}"} if ready["token"] else {}
         with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
             yield client
@@ -120,7 +130,7 @@ def test_what_cannot_be_answered_is_refused_in_a_line(client: httpx.Client, aske
     [
         ('{"query": "\\ud800"}', "valid string"),
         ('{"query": "w1", "where": {"n": "\\ud800"}}', "where n"),
-        ('{"query": "w1", "where": {"\\ud800": 1}}', "surrogates not allowed"),
+        ('{"query": "w1", "where": {"\\ud800": 1}}', "no such column"),
         ('{"query": "w1", "\\ud800": 1}', "valid string"),
         ('{"query": "w1", "diversity": NaN}', "less than or equal to 1"),
         ('{"query": "w1", "k": 1e400}', "finite number"),
@@ -184,11 +194,13 @@ def test_health_metrics_and_a_description(client: httpx.Client, desk: Desk) -> N
 def test_beyond_loopback_a_token_is_wanted(desk: Desk) -> None:
     with serving(desk, "--host", "0.0.0.0") as client:
         assert len(client.headers["Authorization"]) > 40  # a token was made
+        assert client.base_url.host == "127.0.0.1"  # an address to click
         assert client.post("/search", json={"query": words(101)}).status_code == 200
         for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}):
             for path in ("/search", "/metrics"):
                 answer = client.request("POST" if path == "/search" else "GET", path, json={"query": "w1"}, headers=headers)
                 assert answer.status_code == 401, path
+        assert "POST /search 200 " in (desk.folder / "serve.log").read_text()
         for path in ("/healthz", "/docs", "/openapi.json"):  # tell nothing of what the table holds
             assert client.get(path, headers={"Authorization": ""}).status_code == 200, path
 
@@ -226,3 +238,101 @@ def test_no_request_fails_while_the_table_is_rewritten_and_each_sees_whole_docum
     for answer in answers:
         turning = [hit["n"] for hit in answer.json()["hits"] if hit["doc_id"] == "turning"]
         assert len(set(turning)) <= 1  # never of two states at once
+
+
+@pytest.mark.parametrize(
+    ("bound", "hosts", "host", "served"),
+    [
+        ("127.0.0.1", [], "localhost", True),
+        ("127.0.0.1", [], "LOCALHOST:8000", True),
+        ("127.0.0.1", [], "127.0.0.1:8000", True),
+        ("127.0.0.1", [], "[::1]:8000", True),
+        ("::1", [], "[::1]", True),
+        ("127.0.0.1", [], "evil.example", False),
+        ("127.0.0.1", [], "evil.example:8000", False),
+        ("127.0.0.1", [], "127.0.0.1.evil.example", False),
+        ("127.0.0.1", [], "localhost.evil.example", False),
+        ("127.0.0.1", [], "", False),
+        ("127.0.0.1", ["search.example"], "search.example:443", True),
+        ("127.0.0.1", ["*.example"], "a.b.EXAMPLE", True),
+        ("127.0.0.1", ["*.example"], "evilexample", False),
+        ("0.0.0.0", [], "10.1.2.3:8000", True),
+        ("0.0.0.0", ["search.example"], "evil.example", False),
+        ("0.0.0.0", ["search.example"], "localhost:8000", True),
+    ],
+)
+def test_a_host_that_names_another_machine_is_not_served(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, bound: str, hosts: list[str], host: str, served: bool
+) -> None:
+    monkeypatch.setenv("LATENT_SEARCH__HOSTS", json.dumps(hosts))
+    with TestClient(service(open_table(desk.config_path), bound=bound)) as asking:
+        for path in ("/healthz", "/docs", "/metrics"):
+            assert asking.get(path, headers={"host": host}).status_code == (200 if served else 421), path
+
+
+def test_the_served_command_and_figures_refuse_another_host_too(client: httpx.Client) -> None:
+    assert client.post("/search", json={"query": "w101"}, headers={"host": "evil.example"}).status_code == 421
+    registry = CollectorRegistry()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with shown_at(f"127.0.0.1:{port}", registry):
+        url = f"http://127.0.0.1:{port}/metrics"
+        assert httpx.get(url).status_code == 200
+        assert httpx.get(url, headers={"host": "evil.example"}).status_code == 421
+
+
+def test_the_description_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
+    page = client.get("/docs").text
+    assert "://" not in page.replace("window.location", "")
+    for path in re.findall(r'(?:src|href)="([^"]+)"', page):
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        assert len(answer.content) > 1000, path
+    assert "/openapi.json" in page
+
+
+def test_each_request_has_an_id_and_a_line_in_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pipeline.access")
+    with TestClient(service(open_table(desk.config_path), token="sesame")) as asking:
+        headers = {"authorization": "Bearer sesame", "x-request-id": "mine-7"}
+        named = asking.post("/search?q=asked", json={"query": "w101 private"}, headers=headers)
+        other = asking.get("/healthz", headers={"x-request-id": "no\u00ef id\x1b[31m".encode("latin-1")})
+        refused = asking.post("/search", json={"query": "w101"})
+    assert named.headers["x-request-id"] == "mine-7"
+    assert re.fullmatch("[0-9a-f]{32}", other.headers["x-request-id"])
+    lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.access"]
+    assert re.fullmatch(r"POST /search 200 \d+\.\d ms mine-7", lines[0])
+    assert lines[1].startswith("GET /healthz 200 ")
+    assert lines[2].startswith("POST /search 401 ")
+    assert refused.headers["x-request-id"] in lines[2]
+    assert not [line for line in lines if "private" in line or "asked" in line or "sesame" in line or "\x1b" in line]
+
+
+def test_what_fails_on_our_side_names_its_line_in_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Table):
+        def search(self, *_: object, **__: object) -> list[Hit]:
+            raise RuntimeError("a library's")
+
+    with TestClient(service(Failing(desk.config)), raise_server_exceptions=False) as asking:
+        answer = asking.post("/search", json={"query": "w1"}, headers={"x-request-id": "r1"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "r1")
+    assert "see request r1 in the log" in answer.json()["detail"]
+    assert "request r1 failed" in caplog.text
+    assert "a library's" not in answer.text
+
+
+def test_pages_elsewhere_may_ask_where_that_is_set(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
+    with TestClient(service(open_table(desk.config_path))) as asking:
+        assert "access-control-allow-origin" not in asking.options("/search", headers=asked).headers
+    monkeypatch.setenv("LATENT_SEARCH__CORS_ORIGINS", '["https://app.example"]')
+    with TestClient(service(open_table(desk.config_path))) as asking:
+        assert asking.options("/search", headers=asked).headers["access-control-allow-origin"] == "https://app.example"
+        answer = asking.post("/search", json={"query": words(101)}, headers={"origin": "https://app.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        other = asking.options("/search", headers=asked | {"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers

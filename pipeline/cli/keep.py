@@ -257,12 +257,12 @@ def serve(
     """
     settings = settings_of(config, verbose=True)
     if search:
-        _serve_searches(config, host, port, as_json=as_json)
+        _serve_searches(settings, host, port, as_json=as_json)
     else:
         _serve_nightly(config, settings, as_json=as_json)
 
 
-def _serve_searches(config: Path, host: str, port: int, *, as_json: bool) -> None:
+def _serve_searches(settings: Config, host: str, port: int, *, as_json: bool) -> None:
     from pipeline import service
     from pipeline.search import Table
 
@@ -271,7 +271,7 @@ def _serve_searches(config: Path, host: str, port: int, *, as_json: bool) -> Non
         printed(address, as_json, f"searches: {address.url}/search, described at {address.url}/docs", *token)
         sys.stdout.flush()
 
-    service.serve(Table(settings_of(config)), host, port, ready)
+    service.serve(Table(settings), host, port, ready)
 
 
 def _serve_nightly(config: Path, settings: Config, *, as_json: bool) -> None:

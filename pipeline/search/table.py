@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import model
-from pipeline.config import Config, Mode, load
+from pipeline.config import Config, Mode, Search, load
 from pipeline.directions import combined
 from pipeline.encode import Encoder, Reranker
 from pipeline.errors import PipelineError, QueryError
@@ -30,6 +30,11 @@ from pipeline.survey import Scene, same_vectors, scene
 
 log = logging.getLogger("pipeline")
 MOST_HITS = 10_000
+MAX_QUERIES = 10_000  # of a batch
+MAX_QUERY_CHARS = 100_000
+MAX_TEXTS = 100  # that are added, or taken off
+MAX_CONTEXT = 100  # passages on each side of a hit, and
+MAX_CONTEXT_PASSAGES = 100_000  # around all hits: read in about a second
 ASKED_AT_ONCE = 8  # queries of a batch
 DIVERSE_OF = 5  # times k rows, of which k unlike ones are chosen
 
@@ -102,6 +107,11 @@ class Table:
         return self._config.search.mode
 
     @property
+    def settings(self) -> Search:
+        """How it is searched and served, as the config says."""
+        return self._config.search
+
+    @property
     def candidates(self) -> int:
         """How many passages are reranked."""
         return self._config.search.candidates
@@ -125,7 +135,10 @@ class Table:
         """As `search` for each of the queries, all on one version: they are encoded together and asked side by side."""
         if any(not query.strip() for query in queries) and not how.get("plus"):
             raise QueryError("the query is empty: give it a few words")
+        if len(queries) > MAX_QUERIES:
+            raise QueryError(f"{len(queries)} queries, wanted {MAX_QUERIES} at most in a batch")
         asked = self._checked(k, how)
+        _check_texts(queries, how)
         view = self._newest()
         reading = view.reading
         if asked["mode"] != "vector" and not self._config.index.full_text and not reading.has_words:
@@ -155,6 +168,7 @@ class Table:
 
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """The queries' unit vectors (n, dim), the query prompt put before each."""
+        _check_texts(queries, {})
         return self._encoded(self._newest(), queries)
 
     def _asked_for(self, view: _View, queries: Sequence[str], how: How) -> Sequence[np.ndarray]:
@@ -211,8 +225,11 @@ class Table:
             raise QueryError(f"k = {k}, wanted 1 to {MOST_HITS}")
         if not 0 <= how.get("diversity", 0.0) <= 1:
             raise QueryError(f"diversity = {how['diversity']}, wanted 0 (by score alone) to 1")
-        if how.get("context", 0) < 0:
-            raise QueryError(f"context = {how['context']}, wanted 0 or more passages")
+        context = how.get("context", 0)
+        if not 0 <= context <= MAX_CONTEXT:
+            raise QueryError(f"context = {context}, wanted 0 to {MAX_CONTEXT} passages on each side")
+        if context and k * (2 * context + 1) > MAX_CONTEXT_PASSAGES:
+            raise QueryError(f"k = {k} with context = {context}: at most {MAX_CONTEXT_PASSAGES:,} passages are read at once")
         if (how.get("mode") or self._config.search.mode) != "vector" and (
             told := [n for n in ("plus", "minus", "compressed") if how.get(n)]
         ):
@@ -269,6 +286,16 @@ class Table:
     @cached_property
     def _reranker(self) -> Reranker:
         return Reranker(model.resolve_reranker(self._config.search.reranker), device=self._config.model.device)
+
+
+def _check_texts(queries: Sequence[str], how: How) -> None:
+    """Raises QueryError for a text too long, and too many texts that are added or taken off."""
+    plus, minus = how.get("plus", ()), how.get("minus", ())
+    if max(len(plus), len(minus)) > MAX_TEXTS:
+        raise QueryError(f"plus has {len(plus)} texts and minus {len(minus)}, wanted {MAX_TEXTS} at most of each")
+    longest = max((len(text) for text in (*queries, *plus, *minus)), default=0)
+    if longest > MAX_QUERY_CHARS:
+        raise QueryError(f"a query of {longest:,} characters, wanted {MAX_QUERY_CHARS:,} at most")
 
 
 def open_table(config: str | Path = "config.toml", overrides: Mapping[str, Any] | None = None) -> Table:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pipeline import store
 from pipeline.config import Config
 from pipeline.errors import ConfigError, QueryError, StoreError
+from pipeline.hosts import is_served
 from pipeline.layout import LEAST, Plane
 from pipeline.outputs import MARK, require_replaceable
 from pipeline.run import quiet
@@ -235,5 +236,14 @@ def show_page(folder: Path, on_ready: Callable[[str], None], port: int = 0) -> N
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def parse_request(self) -> bool:
+        """Refuse a Host header that names another machine."""
+        if not super().parse_request():
+            return False
+        if is_served(self.headers.get("Host", ""), "127.0.0.1"):
+            return True
+        self.send_error(421, "this host name is not served")
+        return False
+
     def log_message(self, *_: object) -> None:
         """Nothing: a page asks for many files."""

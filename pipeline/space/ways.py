@@ -20,6 +20,8 @@ ENCODED_AT_ONCE = 1024
 ASKED_AT_ONCE = 2048  # questions that are compared with some thousands of rows at a time
 NEAREST = 8  # rows a question: those of its own three words do not count
 
+MAX_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class Step:
@@ -33,8 +35,8 @@ def between(  # noqa: PLR0917
     table: Table, start: str, end: str, steps: int, k: int = 1, where: Condition | None = None
 ) -> list[Step]:
     """Walk the sphere from one text's vector to the other's. Raises QueryError for fewer than two steps, empty or opposite texts."""
-    if steps < 2:
-        raise QueryError(f"steps = {steps}, wanted 2 at least: both ends are steps")
+    if not 2 <= steps <= MAX_STEPS:
+        raise QueryError(f"steps = {steps}, wanted 2 (both ends are steps) to {MAX_STEPS}")
     first, last = table.encode_queries([start, end])
     points = way(first, last, steps)
     if points is None:

@@ -6,6 +6,7 @@ A mapping's values are brought to the column's type and written as literals of t
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +32,11 @@ OPERATORS = frozenset([*COMPARISONS, "eq", "ne", "in", "not_in"])
 SYMBOLS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte", "=": "eq", "==": "eq", "!=": "ne", "<>": "ne", "$nin": "not_in"}
 QUOTED = r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`"
 LITERAL = r"'(?:[^']|'')*'"
+# Longer and deeper conditions end the process within DataFusion: its stack overflows at some 1,000 chained operators, and each nested NOT doubles the time.
+MAX_SQL_CHARS = 100_000
+MAX_TERM_WORDS = 200  # between two of AND, OR and comma
+MAX_BETWEENS = 100
+MAX_NESTING = 16
 COMPARED = r"=|==|<>|!=|<=|>=|<|>"
 
 
@@ -214,7 +220,8 @@ def _checked(where: str, schema: pa.Schema) -> str:
     if end >= 0:
         if where[end + 1 :].strip():
             raise QueryError(f"where {where!r:.200}: expected one condition, got {where[end + 1 :].strip()!r:.80} after ';'")
-        where = where[:end]
+        where, outside = where[:end], outside[:end]
+    _check_size(outside, where)
     temporal = dict(_temporal(schema))
     if not temporal or not where.strip():
         return where
@@ -232,6 +239,20 @@ def _checked(where: str, schema: pa.Schema) -> str:
         return found[0]
 
     return re.sub(f"{turned}|{compared}|{QUOTED}", typed, where)
+
+
+def _check_size(outside: str, where: str) -> None:
+    """Raises QueryError for a condition that is too long or too deep. `outside`: without what is quoted."""
+    words = max(len(re.findall(r"\w+|[^\w\s]", term)) for term in re.split(r"(?i:\b(?:and|or)\b)|,", outside))
+    depths = itertools.accumulate((c in "([") - (c in ")]") for c in outside)
+    for what, got, most in (
+        ("characters", len(where), MAX_SQL_CHARS),
+        ("words between two of AND, OR and comma", words, MAX_TERM_WORDS),
+        ("times BETWEEN", len(re.findall(r"(?i:\bbetween\b)", outside)), MAX_BETWEENS),
+        ("nested brackets", max(depths, default=0), MAX_NESTING),
+    ):
+        if got > most:
+            raise QueryError(f"where {where[:80]!r}…: {got:,} {what}, wanted {most:,} at most")
 
 
 def _temporal(schema: pa.Schema) -> Iterable[tuple[str, pa.DataType]]:
