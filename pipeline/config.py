@@ -57,7 +57,7 @@ def _hours(value: str) -> str:
 
 def _listen(value: str) -> str:
     host, _, port = value.rpartition(":")
-    if value and not (host and port.isdigit() and int(port) < 1 << 16):
+    if value and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 1 << 16):
         raise ValueError("host:port such as 127.0.0.1:9108, or nothing")
     return value
 

@@ -25,6 +25,7 @@ log = logging.getLogger("pipeline")
 
 BESIDE = "-next"  # after the table's name: where the new vectors are made
 GATE = "ndcg@10"
+SIGNIFICANCE = 0.05  # a difference that chance makes as often as this is none
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Migration:
     compared: Comparison  # after less before
     former_version: int  # of the first table, before the switch
     table_version: int | None  # after it; None: not switched
+    held: str | None  # which condition for a switch was met: "asked for" | "better" | "not worse"; None: none
 
     def flat(self) -> dict[str, object]:
         """As `--json` prints it."""
@@ -47,6 +49,7 @@ class Migration:
             "switched": self.table_version is not None,
             "table_version": self.table_version,
             "former_version": self.former_version,
+            "held": self.held,
             **sides,
             "difference": self.compared.differences,
             "p": self.compared.p,
@@ -60,10 +63,13 @@ def migrate(
     *,
     judged: tuple[Queries, Judgments] | None = None,
     if_better: bool = False,
+    not_worse_by: float | None = None,
     switch: bool = False,
     engine: MakeEngine = Engine,
 ) -> Migration:
-    """Embed with another model beside the table, compare, and switch where that is asked for. `model`: keys of [model].
+    """Embed with another model beside the table, compare, and switch if that is asked for, or if the condition that is asked for holds. `model`: keys of [model].
+
+    `if_better`: nDCG@10 is higher, with p < SIGNIFICANCE. `not_worse_by`: that, or its mean is lower by at most so much.
 
     Raises QueryError where the table has these vectors already, StoreError where there is no table, TableBusy while another run writes, SourceError and
     SpecMismatch where the new table would not hold what the first one holds.
@@ -88,14 +94,25 @@ def migrate(
     before, after, compared = _compared(Table(config), Table(beside), judged)
     version = int(first.store.opened().version)
     switched = None
-    if switch or (if_better and compared.differences[GATE] > 0):
+    held = "asked for" if switch else condition_met(compared, if_better=if_better, not_worse_by=not_worse_by)
+    if held:
         with store.sole_writer(first.store, run.new_run_id()) as lease:
             run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
             version = int(first.store.opened().version)
             switched = store.switch(first.store, lease, second.store, second.asking, f"migrated to {second.spec.model}")
             run.update_indexes(config)
         store.drop(second.store)
-    return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched)
+    return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched, held)
+
+
+def condition_met(compared: Comparison, *, if_better: bool, not_worse_by: float | None) -> str | None:
+    """Which condition for a switch a comparison (after less before) meets: "better", "not worse", or None."""
+    difference = compared.differences[GATE]
+    if (if_better or not_worse_by is not None) and difference > 0 and compared.p[GATE] < SIGNIFICANCE:
+        return "better"
+    if not_worse_by is not None and difference >= -not_worse_by:
+        return "not worse"
+    return None
 
 
 def _make_way(second: Scene) -> None:

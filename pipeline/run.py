@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -334,6 +335,6 @@ def rollback(config: Config, to: str) -> RolledBack:
 def version_of(place: Store, to: str) -> int:
     """The version that is meant by its number, or by the run at the end of which it stood. Raises QueryError where there is no such run."""
     runs = {row["run_id"]: row["table_version"] for row in store.read_runs(place).to_pylist() if row["status"] != "running"}
-    if not to.isdigit() and to not in runs:
+    if to not in runs and not re.fullmatch("[0-9]{1,18}", to):  # Lance counts in 64 bits
         raise QueryError(f"no run {to!r} of {place.label}: give a version's number or a run, 'latent status' lists both")
     return int(runs.get(to, to))

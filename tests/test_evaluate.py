@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import ir_measures
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from conftest import Desk, HereAndNow, Latent, save_small_model, words
 
 from pipeline import load, open_table, run
 from pipeline.errors import QueryError, SourceError
-from pipeline.evaluate import means, p_values, score
+from pipeline.evaluate import MEASURES, means, p_values, score
 from pipeline.judgments import read_judgments, read_queries
 from pipeline.search import How
 from pipeline.search.evaluation import compare, evaluate, known_items, way
@@ -32,6 +33,20 @@ def test_measures_are_those_of_the_textbook() -> None:
     assert (scores["q2"]["recall@10"], scores["q2"]["recall@100"], scores["q2"]["mrr@10"]) == (0.0, 1.0, 0.0)
     assert set(scores["q3"].values()) == {0.0}
     assert means(scores)["recall@100"] == pytest.approx(2 / 3)
+
+
+def test_ids_of_any_characters_are_scored_and_ties_keep_the_order_of_ids() -> None:
+    odd = ["\x00", "a\x00b", "\ud800", "x y\n", ""]
+    assert score({q: {q: 1} for q in odd}, {q: {q: 1.0} for q in odd})["a\x00b"]["ndcg@10"] == 1.0
+    tied = {"q": dict.fromkeys(["é", "漢", *"abcdefghijkl"], 1.0)}
+    for document in tied["q"]:
+        found = {str(m.measure): m.value for m in ir_measures.iter_calc(list(MEASURES.values()), {"q": {document: 1}}, tied)}
+        assert score({"q": {document: 1}}, tied)["q"] == {name: found[str(measure)] for name, measure in MEASURES.items()}
+
+
+def test_one_query_alone_tells_nothing_from_chance() -> None:
+    one, other = score({"q": {"a": 1}}, {"q": {"a": 1.0}}), score({"q": {"a": 1}}, {})
+    assert set(p_values(one, other).values()) == {1.0}
 
 
 def test_a_difference_is_told_from_chance() -> None:

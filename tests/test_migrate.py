@@ -15,6 +15,7 @@ from conftest import Desk, HereAndNow, Latent, save_small_model, words
 from pipeline import Table, load, migrate, open_table, run, store, verify
 from pipeline.errors import QueryError, SourceError, SpecMismatch, TableBusy
 from pipeline.migrate import BESIDE
+from pipeline.search.evaluation import Comparison
 from pipeline.survey import scene, store_of
 
 QUERIES = [words(i, i + 1) for i in range(100, 130)]
@@ -145,6 +146,38 @@ def test_it_switches_only_where_the_new_model_is_better(desk: Desk, models: dict
     assert better.table_version
     with pytest.raises(QueryError, match=r"has vectors of .* already: name another model"):
         moved(desk, models["same"])
+
+
+def test_a_difference_that_chance_makes_is_not_better_and_within_the_margin_not_worse(desk: Desk, models: dict[str, Path]) -> None:
+    moved(desk, models["same"])  # made, not switched to
+    found = {query: open_table_beside(desk, models["same"]).search(query, 1)[0].doc_id for query in QUERIES[:3]}
+    judged = {query: query for query in found}, {query: {document: 1} for query, document in found.items()}
+    lucky = moved(desk, models["same"], judged=judged, if_better=True)
+    assert lucky.compared.differences["ndcg@10"] > 0
+    assert lucky.compared.p["ndcg@10"] > 0.05  # three queries tell nothing
+    assert (lucky.table_version, lucky.held) == (None, None)
+    done = moved(desk, models["same"], judged=judged, not_worse_by=0.01)
+    assert (done.table_version is not None, done.held, done.flat()["held"]) == (True, "not worse", "not worse")
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "if_better", "not_worse_by", "held"),
+    [
+        (0.02, 0.01, True, None, "better"),
+        (0.02, 0.05, True, None, None),
+        (0.02, 0.4, True, 0.0, "not worse"),
+        (0.02, 0.01, False, 0.01, "better"),
+        (0.0, 1.0, False, 0.0, "not worse"),
+        (-0.01, 0.001, False, 0.01, "not worse"),
+        (-0.011, 0.9, True, 0.01, None),
+        (0.02, 0.01, False, None, None),
+    ],
+)
+def test_the_condition_that_holds_is_named(
+    difference: float, p: float, if_better: bool, not_worse_by: float | None, held: str | None
+) -> None:
+    compared = Comparison({"ndcg@10": difference}, {"ndcg@10": p})
+    assert migrate.condition_met(compared, if_better=if_better, not_worse_by=not_worse_by) == held
 
 
 def open_table_beside(desk: Desk, model: Path) -> Table:

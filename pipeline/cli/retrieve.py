@@ -14,6 +14,7 @@ from pipeline.config import Mode, load
 from pipeline.errors import QueryError
 
 if TYPE_CHECKING:
+    from pipeline.migrate import Migration
     from pipeline.search.evaluation import Comparison, Evaluation
     from pipeline.search.hit import Hit
     from pipeline.store import Condition
@@ -159,7 +160,13 @@ def migrate(
     document_prompt: Annotated[str, typer.Option("--document-prompt", help="Put before documents; likewise.")] = "",
     queries: Annotated[Path | None, typer.Option("--queries", help="Queries to compare with, as in 'latent evaluate'.")] = None,
     qrels: Annotated[Path | None, typer.Option("--qrels", help="Their judgments. Without both: the table's own sentences.")] = None,
-    if_better: Annotated[bool, typer.Option("--if-better", help="Switch where nDCG@10 is better.")] = False,
+    if_better: Annotated[bool, typer.Option("--if-better", help="Switch if nDCG@10 is higher, with p < 0.05.")] = False,
+    if_not_worse: Annotated[
+        bool, typer.Option("--if-not-worse", help="Switch if nDCG@10 is higher, with p < 0.05, or lower by at most --margin.")
+    ] = False,
+    margin: Annotated[
+        float, typer.Option("--margin", min=0, max=1, help="By how much nDCG@10 may be lower with --if-not-worse.")
+    ] = 0.01,
     switch: Annotated[bool, typer.Option("--switch", help="Switch whatever comes of the comparison.")] = False,
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
@@ -185,13 +192,33 @@ def migrate(
         "document_prompt": document_prompt,
     }
     with progress() as on_progress:
-        done = use_case.migrate(settings, successor, on_progress, judged=judged, if_better=if_better, switch=switch)
+        done = use_case.migrate(
+            settings,
+            successor,
+            on_progress,
+            judged=judged,
+            if_better=if_better,
+            not_worse_by=margin if if_not_worse else None,
+            switch=switch,
+        )
     lines = [
         _measures(f"{done.before_model}: ", done.before),
         _measures(f"{done.model}: ", done.after),
         "difference: " + _differences(done.compared),
+        _decision(done, use_case.GATE),
         f"switched: version {done.table_version}; 'latent rollback {done.former_version}' goes back; set [model] name = {json.dumps(done.model)}"
         if done.table_version
         else f"not switched: {done.table} is ready; the same command with --switch switches",
     ]
     printed(done.flat(), as_json, *lines)
+
+
+def _decision(done: Migration, measure: str) -> str:
+    """Which condition for a switch was met."""
+    figures = f"{measure} {done.compared.differences[measure]:+.5f}, p {done.compared.p[measure]:.3f}"
+    met = {
+        "asked for": "--switch was given",
+        "better": "it is better with p < 0.05",
+        "not worse": "it is lower by at most --margin",
+    }
+    return f"condition: {met[done.held] if done.held else 'none was given, or none was met'} ({figures})"

@@ -239,7 +239,7 @@ class Engine:
             import pipeline
 
             host, _, port = crew.address.rpartition(":")
-            if host and port.isdigit():  # Ray itself tries for five minutes before it says that nobody is there
+            if host and port.isascii() and port.isdigit():  # Ray itself tries for five minutes before it says that nobody is there
                 socket.create_connection((host, int(port)), CONNECT_S).close()
             modules = {"py_modules": [pipeline]}  # the nodes run the driver's code, whatever is installed there
             ray.init(address=crew.address, runtime_env=modules, log_to_driver=False, logging_level=logging.ERROR)

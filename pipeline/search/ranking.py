@@ -13,7 +13,7 @@ def first_of_each_document(rows: pa.Table) -> pa.Table:
     first: dict[str, int] = {}
     for i, name in enumerate(rows["doc_id"].to_pylist()):
         first.setdefault(name, i)
-    return rows.take(list(first.values()))
+    return rows.take(pa.array(first.values(), pa.int64()))  # typed, for no rows too
 
 
 def diverse(rows: pa.Table, vectors: np.ndarray, k: int, diversity: float) -> pa.Table:

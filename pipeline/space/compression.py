@@ -43,7 +43,7 @@ class Measured:
     recall: float  # recall@10 against the full vectors
     rescored_recall: float  # the same where the best RESCORED are ordered by their full vectors
     ndcg: float | None  # ndcg@10, where there are judgments
-    ndcg_kept: float | None  # share of the full vectors'
+    ndcg_kept: float | None  # share of the full vectors'; None too where those find nothing relevant
     rescored_ndcg_kept: float | None
 
 
@@ -238,6 +238,7 @@ def _measured(tried: Sequence[_Trial], at: int, asked: int, rows: int, ndcg: Seq
         return float((found[:, :, None] == right[:, None, :]).any(2).mean())
 
     dim = tried[0].dim
+    kept = [value / ndcg[0][0] for value in ndcg[at]] if ndcg and ndcg[0][0] else [None, None]
     return Measured(
         name=codec.name,
         bytes=codec.bytes,
@@ -246,8 +247,8 @@ def _measured(tried: Sequence[_Trial], at: int, asked: int, rows: int, ndcg: Seq
         recall=recall(rescored=False),
         rescored_recall=recall(rescored=True),
         ndcg=ndcg[at][0] if ndcg else None,
-        ndcg_kept=ndcg[at][0] / ndcg[0][0] if ndcg else None,
-        rescored_ndcg_kept=ndcg[at][1] / ndcg[0][0] if ndcg else None,
+        ndcg_kept=kept[0],
+        rescored_ndcg_kept=kept[1],
     )
 
 
