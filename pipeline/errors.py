@@ -66,6 +66,12 @@ class TableMissing(StoreError):
     transient = False
 
 
+class ForeignTable(StoreError):
+    """A table of this name was made by another program, or belongs to another table: it is left alone."""
+
+    transient = False
+
+
 class TableBusy(StoreError):
     """Another run holds the table's lease."""
 

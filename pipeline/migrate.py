@@ -7,6 +7,7 @@ the old vectors, after it the new ones, and none sees both. What the table was s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +15,16 @@ from dataclasses import dataclass
 from pipeline import run, store
 from pipeline.config import Config
 from pipeline.engine import Engine
-from pipeline.errors import QueryError
+from pipeline.errors import ForeignTable, QueryError
 from pipeline.judgments import Judgments, Queries
 from pipeline.run import MakeEngine
 from pipeline.search import How, Table
 from pipeline.search.evaluation import Comparison, Evaluation, compare, evaluate, known_items
+from pipeline.store import Store
 from pipeline.survey import OnProgress, Scene, resolved, same_vectors, scene
 
 log = logging.getLogger("pipeline")
 
-BESIDE = "-next"  # after the table's name: where the new vectors are made
 GATE = "ndcg@10"
 SIGNIFICANCE = 0.05  # a difference that chance makes as often as this is none
 
@@ -71,38 +72,41 @@ def migrate(
 
     `if_better`: nDCG@10 is higher, with p < SIGNIFICANCE. `not_worse_by`: that, or its mean is lower by at most so much.
 
-    Raises QueryError where the table has these vectors already, StoreError where there is no table, TableBusy while another run writes, SourceError and
-    SpecMismatch where the new table would not hold what the first one holds.
+    Raises QueryError where the table has these vectors already, StoreError where there is no table, TableBusy while another run writes or another migration
+    is under way, ForeignTable where another program has a table of that name beside, SourceError and SpecMismatch where the new table would not hold what the
+    first one holds.
     """
     first = scene(config)
     first.store.opened()
     run.refuse_losses(first, on_progress)
-    beside = config.model_copy(
-        update={
-            "model": first.config.model.model_copy(update=dict(model)),
-            "table": config.table.model_copy(update={"name": config.table.name + BESIDE}),
-        }
-    )
-    second = resolved(beside)
-    if same_vectors(first.spec, second.spec):
-        store.drop(second.store)  # left over where a migration was killed after its switch, as are
-        run.maintain(config)  # indexes that it did not make
-        raise QueryError(f"{first.store.label} has vectors of {second.spec} already: name another model")
-    _make_way(second)
-    run.embed(beside, on_progress, engine=engine)
-    run.maintain(beside)
-    before, after, compared = _compared(Table(config), Table(beside), judged)
-    version = int(first.store.opened().version)
-    switched = None
-    held = "asked for" if switch else condition_met(compared, if_better=if_better, not_worse_by=not_worse_by)
-    if held:
-        with store.sole_writer(first.store, run.new_run_id()) as lease:
-            run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
-            version = int(first.store.opened().version)
-            switched = store.switch(first.store, lease, second.store, second.asking, f"migrated to {second.spec.model}")
-            run.update_indexes(config)
-        store.drop(second.store)
-    return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched, held)
+    with store.Migrating(first.store, store.new_run_id()) as presence:
+        beside = config.model_copy(
+            update={
+                "model": first.config.model.model_copy(update=dict(model)),
+                "table": config.table.model_copy(update={"name": first.store.successor.name}),
+            }
+        )
+        second = resolved(beside)
+        if same_vectors(first.spec, second.spec):
+            _drop_leftover(first)  # where a migration was killed after its switch, as are
+            run.maintain(config)  # indexes that it did not make
+            raise QueryError(f"{first.store.label} has vectors of {second.spec} already: name another model")
+        _make_way(second)
+        run.embed(beside, on_progress, engine=engine)
+        run.maintain(beside)
+        before, after, compared = _compared(Table(config), Table(beside), judged)
+        version = int(first.store.opened().version)
+        switched = None
+        held = "asked for" if switch else condition_met(compared, if_better=if_better, not_worse_by=not_worse_by)
+        if held:
+            presence.check()
+            with store.sole_writer(first.store, store.new_run_id()) as lease:
+                run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
+                version = int(first.store.opened().version)
+                switched = store.switch(first.store, lease, second.store, second.asking, f"migrated to {second.spec.model}")
+                run.update_indexes(config)
+            _drop(second.store)
+        return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched, held)
 
 
 def condition_met(compared: Comparison, *, if_better: bool, not_worse_by: float | None) -> str | None:
@@ -120,8 +124,22 @@ def _make_way(second: Scene) -> None:
     held = store.spec_of(second.store)
     if held is not None and not same_vectors(held, second.spec):
         log.warning("%s holds vectors of %s, which was not switched to: it is made anew", second.store.label, held)
-        with store.sole_writer(second.store, run.new_run_id()):
-            store.drop(second.store)
+        _drop(second.store)
+
+
+def _drop_leftover(first: Scene) -> None:
+    """The table beside, where it holds what the first one holds by now, or was half dropped. Another one is a candidate that may still be switched to."""
+    beside = first.store.successor
+    with contextlib.suppress(ForeignTable):  # nothing of a migration
+        held = store.spec_of(beside)
+        if held is None or same_vectors(held, first.spec):
+            _drop(beside)
+
+
+def _drop(successor: Store) -> None:
+    """Under its own lease: no run of it is in the middle of something."""
+    with store.sole_writer(successor, store.new_run_id()) as lease:
+        store.drop(successor, lease)
 
 
 def _compared(first: Table, second: Table, judged: tuple[Queries, Judgments] | None) -> tuple[Evaluation, Evaluation, Comparison]:

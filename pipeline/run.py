@@ -10,7 +10,6 @@ import datetime as dt
 import json
 import logging
 import re
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ from pipeline.exposition import shown_at
 from pipeline.ledger import SLOWEST, Ledger
 from pipeline.manners import Manners
 from pipeline.schema import RUNS, ChunkCounts, Progress, Report
-from pipeline.store import Store, Tuning, Words
+from pipeline.store import Store, Tuning, Words, new_run_id
 from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
 
@@ -39,11 +38,6 @@ COMMIT_S = 20.0  # receipts are grouped this long: a version costs little, but t
 
 def quiet(_: Progress) -> None:
     """Draws no progress."""
-
-
-def new_run_id() -> str:
-    """Sortable by time, unique across machines."""
-    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 def plan(config: Config, on_progress: OnProgress = quiet, *, change_source: bool = False) -> Report:
@@ -323,10 +317,10 @@ def rollback(config: Config, to: str) -> RolledBack:
     Nothing is lost by it: the present state stays as a version like the others. Raises QueryError where there is no such run or version, TableBusy.
     """
     place = store_of(config)
-    place.opened()
+    place.opened(any_maker=True)  # also where another program put its own in place of ours
     version = version_of(place, to)
     run_id = new_run_id()
-    with store.sole_writer(place, run_id) as lease:
+    with store.sole_writer(place, run_id, version=version) as lease:
         done = store.restore(place, lease, version, f"rollback to version {version}")
         update_indexes(config)  # those of another model's vectors stay behind
         return RolledBack(run_id, version, done, store.state_of(place).held.num_rows, place.opened().count_rows())
@@ -337,4 +331,6 @@ def version_of(place: Store, to: str) -> int:
     runs = {row["run_id"]: row["table_version"] for row in store.read_runs(place).to_pylist() if row["status"] != "running"}
     if to not in runs and not re.fullmatch("[0-9]{1,18}", to):  # Lance counts in 64 bits
         raise QueryError(f"no run {to!r} of {place.label}: give a version's number or a run, 'latent status' lists both")
-    return int(runs.get(to, to))
+    if (version := runs.get(to, to)) is None:
+        raise QueryError(f"run {to} wrote to a table that was dropped since: 'latent status' lists the versions of {place.label}")
+    return int(version)

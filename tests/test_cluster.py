@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from conftest import Desk, Latent, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import cluster, load, store
+from pipeline import cluster, load
 from pipeline.config import Config
 from pipeline.errors import ConfigError, QueryError
 from pipeline.space import clusters
@@ -204,14 +203,6 @@ def test_what_cannot_be_grouped_is_one_line(desk: Desk) -> None:
         clusters.cluster(asked(desk, labeller="nothing:there"))
 
 
-def test_clusters_go_with_the_table_and_old_versions_of_them_too(desk: Desk) -> None:
-    clusters.cluster(asked(desk, number=TOPICS))
-    place = store_of(desk.config)
-    shutil.rmtree(Path(place.path()) / "_versions")  # as one that was killed leaves it
-    store.drop(place)
-    assert [each.name for each in Path(place.uri).iterdir() if each.name.startswith("docs")] == []
-
-
 def test_the_command_prints_a_topic_a_line_and_json(desk: Desk, latent: Latent) -> None:
     told = latent(desk.folder, "cluster", "-k", "6").out
     assert "6 clusters of version" in told
@@ -219,8 +210,8 @@ def test_the_command_prints_a_topic_a_line_and_json(desk: Desk, latent: Latent) 
     result = latent(desk.folder, "cluster", "-k", "6", "--against", "topic", "--json").answer
     assert (result["clusters"], result["noise"], result["kept"]) == (6, 0, 6)
     assert (result["clusters_table"], result["assignments_table"], result["v_measure"]) == (
-        "docs_clusters",
-        "docs_assignments",
+        "docs.clusters",
+        "docs.assignments",
         1.0,
     )
 

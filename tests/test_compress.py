@@ -93,7 +93,7 @@ def test_judgments_tell_what_answers_keep(desk: Desk) -> None:
 
 def test_what_is_written_makes_the_vectors_again_and_finds_what_they_find(desk: Desk, vectors: np.ndarray) -> None:
     done = compress(desk.config, "pca-8-int4")
-    assert (done.written, done.compressed_table, done.codec_table) == ("pca-8-int4", "docs_compressed", "docs_codec")
+    assert (done.written, done.compressed_table, done.codec_table) == ("pca-8-int4", "docs.compressed", "docs.codec")
     codes = read_codes(store_of(desk.config))
     assert codes.rows["chunk_id"].to_pylist() == desk.table()["chunk_id"].to_pylist()
     again = codes.codec.decode(codes.codes())

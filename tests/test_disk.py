@@ -238,7 +238,7 @@ def test_a_folder_that_may_not_be_read_ends_in_one_line_and_deletes_no_document(
         assert commons.rows() == rows
 
 
-@pytest.mark.parametrize("place", ["data/lancedb", "data/lancedb/docs.lance/data", "data/lancedb/docs_runs.lance/_versions"])
+@pytest.mark.parametrize("place", ["data/lancedb", "data/lancedb/docs.lance/data", "data/lancedb/docs.runs.lance/_versions"])
 def test_a_table_that_may_not_be_written_ends_in_one_line(
     desk_for: Callable[..., Desk], commons: Desk, tmp_path: Path, place: str
 ) -> None:

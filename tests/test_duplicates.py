@@ -133,7 +133,7 @@ def test_who_is_left_out_is_as_similar_as_the_config_says_whatever_was_tried(des
     desk.embed()
     assert all(float(row["reason"].split()[1]) >= 0.999 for row in desk.side("quarantine"))
     found(desk)
-    assert all(row["similarity"] >= 0.95 for row in rows(desk, "spared"))
+    assert all(row["similarity"] >= 0.95 for row in rows(desk, "redundant"))
 
 
 def test_nothing_alike_is_an_answer_too(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_the_command_tells_people_and_programs(desk: Desk, latent: Latent) -> No
     assert "3 groups of near-duplicates (cosine 0.9 or more)" in told
     assert "100.0% of such pairs were compared, as seen on " in told
     result = latent(desk.folder, "duplicates", "--json").answer
-    assert (result["groups"], result["droppable"], result["duplicates_table"]) == (3, 4, "docs_duplicates")
-    assert result["outliers_table"] == "docs_outliers"
+    assert (result["groups"], result["droppable"], result["duplicates_table"]) == (3, 4, "docs.duplicates")
+    assert result["outliers_table"] == "docs.outliers"
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------

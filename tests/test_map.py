@@ -122,7 +122,7 @@ def test_the_page_has_columns_of_the_documents_beside_its_own(desk_for: Callable
     rows = pa.table(
         {"chunk_id": desk.table()["chunk_id"], "x": place, "y": place, "cluster_id": [0] * 4, "topic": ["all"] * 4} | like
     )
-    drawn = maps.Map(int(store_of(desk.config).opened().version), "docs_map", rows, [(0.0, 0.0, "all", 0)])
+    drawn = maps.Map(int(store_of(desk.config).opened().version), "docs.map", rows, [(0.0, 0.0, "all", 0)])
     for _ in range(2):  # an earlier one is replaced
         maps.save_page(desk.config, drawn, tmp_path / "page")
     told = pq.read_table(next((tmp_path / "page").rglob("*.parquet")))
@@ -143,7 +143,7 @@ def test_a_table_too_small_for_a_map_is_one_line(desk_for: Callable[..., Desk], 
 
 def test_the_command_writes_pictures_and_the_page(desk: Desk, latent: Latent, tmp_path: Path) -> None:
     told = latent(desk.folder, "map", "--picture", tmp_path / "m.png", "--html", tmp_path / "page", "--json").answer
-    assert (told["map_table"], told["rows"]) == ("docs_map", TOPICS * 40)
+    assert (told["map_table"], told["rows"]) == ("docs.map", TOPICS * 40)
     assert (tmp_path / "m.png").stat().st_size > 10_000
     assert (tmp_path / "page/index.html").exists()
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
 
 from pipeline import Table, load, migrate, open_table, run, store, verify
+from pipeline.config import Config
 from pipeline.errors import QueryError, SourceError, SpecMismatch, TableBusy
-from pipeline.migrate import BESIDE
 from pipeline.search.evaluation import Comparison
 from pipeline.survey import scene, store_of
 
@@ -84,7 +84,7 @@ def test_no_search_fails_or_mixes_while_the_model_changes(desk: Desk, models: di
     assert done.table_version == done.former_version + 1
     assert all(check.ok for check in verify.verify(with_model(desk, models[which])))
     assert [row["doc_id"] for row in desk.side("quarantine")] == ["empty"]
-    assert store.Store(store_of(desk.config).uri, f"docs{BESIDE}").open() is None
+    assert store.Store(store_of(desk.config).uri, "docs.next").open() is None
 
 
 def test_a_job_whose_config_is_not_yet_changed_goes_on_with_the_new_model(desk: Desk, models: dict[str, Path]) -> None:
@@ -123,7 +123,7 @@ def test_killed_half_way_it_goes_on(desk: Desk, models: dict[str, Path], monkeyp
     with pytest.raises(RuntimeError, match="killed"):
         migrate.migrate(desk.config, {"name": str(models["same"])}, switch=True, engine=Dies)
     assert len(answers(open_table(desk.config_path))) == len(QUERIES)
-    beside = load(desk.config_path, {"model.name": str(models["same"]), "table.name": f"docs{BESIDE}"})
+    beside = config_beside(desk, models["same"])
     done = store_of(beside).opened().count_rows()
     assert done
     encoded = run.embed(beside, engine=HereAndNow).chunks.encoded
@@ -181,7 +181,13 @@ def test_the_condition_that_holds_is_named(
 
 
 def open_table_beside(desk: Desk, model: Path) -> Table:
-    return open_table(desk.config_path, {"table.name": f"docs{BESIDE}", "model.name": str(model)})
+    return Table(config_beside(desk, model))
+
+
+def config_beside(desk: Desk, model: Path) -> Config:
+    """Of the table that a migration makes: no config.toml can name it."""
+    config = load(desk.config_path, {"model.name": str(model)})
+    return config.model_copy(update={"table": config.table.model_copy(update={"name": "docs.next"})})
 
 
 def test_a_migration_loses_no_documents_and_no_column_without_a_word(desk: Desk, models: dict[str, Path]) -> None:

@@ -1,5 +1,5 @@
 """All of it, one after another, for whoever wants it each week: what changed since the last time, clusters, near-duplicates, a map; all of one version. Where neither a row nor a
-setting changed there is nothing to do. What it was done for stands in the table `NAME_analysis`, written last: cut short, it is done again, against the same last time.
+setting changed there is nothing to do. What it was done for stands in the table `NAME.analysis`, written last: cut short, it is done again, against the same last time.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def analyze(config: Config, on_progress: OnProgress = quiet) -> Analysis | None:
     """
     place = store_of(config)
     table = place.opened()
+    store.check_derived(place, "analysis", "clusters", "assignments", "redundant", "duplicates", "outliers", "map")
     version, rows = int(table.version), table.count_rows()
     settings = {"cluster": config.cluster.model_dump(), "duplicates": config.duplicates.model_dump()}
     last = store.read_derived(place, "analysis")
@@ -57,7 +58,7 @@ def analyze(config: Config, on_progress: OnProgress = quiet) -> Analysis | None:
     alike = duplicates(config, on_progress, version=version)
     files = _drawn(config, version, changes, on_progress)
     told = {"table_version": version, "rows": rows, "settings": settings}
-    store.write_derived(place, "analysis", pa.table({"table_version": [version]}), told)
+    store.write_derived(place, {"analysis": pa.table({"table_version": [version]})}, told)
     on_progress(Progress("done", rows, rows))
     return Analysis(version, changes, clustered, alike, files)
 

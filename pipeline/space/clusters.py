@@ -124,8 +124,8 @@ def cluster(
         clusters=len(centres.at),
         noise=int((found == NOISE).sum()),
         silhouette=groups.silhouette(vectors, found[places], seed),
-        clusters_table=f"{of.place.name}_clusters",
-        assignments_table=f"{of.place.name}_assignments",
+        clusters_table=of.place.table_name("clusters"),
+        assignments_table=of.place.table_name("assignments"),
         table_version=of.version,
         kept=kept,
         new=len(centres.at) - kept,
@@ -138,6 +138,7 @@ def cluster(
 def _of(config: Config, version: int | None, against: str | None, *, fresh: bool) -> _Of:
     place = store_of(config)
     table = place.opened(version)
+    store.check_derived(place, "clusters", "assignments")
     rows, wanted = table.count_rows(), config.cluster.number
     columns = [name for name in table.schema.names if name != "vector"]
     if against and against not in columns:
@@ -310,8 +311,8 @@ def _write(of: _Of, numbers: _Numbers, assigned: pa.Table, told: list[Group], ce
             "centre": None if place is None else centres.at[place],
             "reach": None if place is None else float(centres.reach[place]),
         }
-    store.write_derived(of.place, "assignments", assigned.set_column(1, "cluster_id", ids), properties)
-    store.write_derived(of.place, "clusters", pa.Table.from_pylist(rows, schema=_schema(centres.at.shape[1])), properties)
+    clusters = pa.Table.from_pylist(rows, schema=_schema(centres.at.shape[1]))
+    store.write_derived(of.place, {"assignments": assigned.set_column(1, "cluster_id", ids), "clusters": clusters}, properties)
 
 
 def _schema(dim: int) -> pa.Schema:

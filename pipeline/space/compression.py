@@ -108,6 +108,8 @@ def compress(
     """
     place = store_of(config)
     table = place.opened()
+    if write:
+        store.check_derived(place, "compressed", "codec")
     version, count, dim = int(table.version), table.count_rows(), table.schema.field("vector").type.list_size
     if count <= 2 * NEAREST:
         raise QueryError(f"{place.label} has {count} passages: too few to compress, wanted {2 * NEAREST + 1}")
@@ -135,8 +137,8 @@ def compress(
         full_ndcg=ndcg[0][0] if ndcg else None,
         codecs=[_measured(tried, at, len(asked), count, ndcg) for at in range(1, len(tried))],
         written=write or None,
-        compressed_table=f"{place.name}_compressed" if write else None,
-        codec_table=f"{place.name}_codec" if write else None,
+        compressed_table=place.table_name("compressed") if write else None,
+        codec_table=place.table_name("codec") if write else None,
     )
 
 

@@ -77,6 +77,7 @@ def duplicates(config: Config, on_progress: OnProgress = quiet, *, version: int 
     """
     place = store_of(config)
     table = place.opened(version)
+    store.check_derived(place, "redundant", "duplicates", "outliers")
     version, count, similarity = int(table.version), table.count_rows(), config.duplicates.similarity
     if count <= neighbours.NEIGHBOURS:
         raise QueryError(f"{place.label} has {count} passages: too few to compare, wanted {neighbours.NEIGHBOURS + 1}")
@@ -102,9 +103,8 @@ def duplicates(config: Config, on_progress: OnProgress = quiet, *, version: int 
     grouped = _grouped(place, version, inside, kept[inside] == inside, likeness[inside])
     spared = _spared(place, version, grouped, similarity)
     told = {"table_version": version, "rows": count, "similarity": similarity, "pairs_met": looks.met, "pairs_seen": looks.pairs}
-    store.write_derived(place, "spared", spared, told)
-    store.write_derived(place, "duplicates", grouped.drop_columns(["doc_hash", "kept_doc_id", "kept_doc_hash"]), told)
-    store.write_derived(place, "outliers", outliers, told)
+    alike = grouped.drop_columns(["doc_hash", "kept_doc_id", "kept_doc_hash"])
+    store.write_derived(place, {"redundant": spared, "duplicates": alike, "outliers": outliers}, told)
     dropped = grouped.filter(pc.invert(grouped["keep"]))
     return Duplicates(
         table_version=version,
@@ -116,8 +116,8 @@ def duplicates(config: Config, on_progress: OnProgress = quiet, *, version: int 
         documents=int(pc.sum(pc.is_in(spared["doc_id"], value_set=dropped["doc_id"].combine_chunks())).as_py() or 0),
         pairs_met=looks.met,
         pairs_seen=looks.pairs,
-        duplicates_table=f"{place.name}_duplicates",
-        outliers_table=f"{place.name}_outliers",
+        duplicates_table=place.table_name("duplicates"),
+        outliers_table=place.table_name("outliers"),
         largest=_largest(place, version, inside, grouped),
         strangest=[Stranger(row["chunk_id"], row["distance"], row["text"]) for row in outliers.to_pylist()[:SHOWN]],
     )

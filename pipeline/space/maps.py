@@ -55,12 +55,13 @@ class Map:
 
 
 def draw_map(config: Config, on_progress: OnProgress = quiet, *, version: int | None = None) -> Map:
-    """Lay a version, the newest by default, out on a plane, with its clusters, which are made first where there are none of it, and write the table `NAME_map`.
+    """Lay a version, the newest by default, out on a plane, with its clusters, which are made first where there are none of it, and write the table `NAME.map`.
 
     Raises QueryError where there is too little to draw, ConfigError where umap-learn is missing.
     """
     place = store_of(config)
     table = place.opened(version)
+    store.check_derived(place, "map", "clusters", "assignments")
     version, count = int(table.version), table.count_rows()
     if count < LEAST:
         raise QueryError(f"{place.label} has {count} passages: too few for a map, wanted {LEAST}")
@@ -112,7 +113,7 @@ def _written(place: Store, version: int, columns: dict[str, Any]) -> Map:
             **columns,
         }
     )
-    store.write_derived(place, "map", rows, {"table_version": version})
+    store.write_derived(place, {"map": rows}, {"table_version": version})
     points = np.stack([rows["x"].to_numpy(), rows["y"].to_numpy()], 1)
     regions, inside = [], {row["cluster_id"]: {row["cluster_id"]} for row in groups}
     for row in sorted(groups, key=lambda row: row["level"]):
@@ -122,7 +123,7 @@ def _written(place: Store, version: int, columns: dict[str, Any]) -> Map:
         if len(member):
             x, y = np.median(member, 0).tolist()
             regions.append((x, y, row["label"], row["level"]))
-    return Map(version, f"{place.name}_map", rows, regions)
+    return Map(version, place.table_name("map"), rows, regions)
 
 
 def title_of(table: str, drawn: Map) -> str:

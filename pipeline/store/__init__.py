@@ -11,8 +11,9 @@ Not promised: rows that other programs write to these tables (a run that meets t
 version may be ahead of the main table's by one commit), file systems without atomic rename or stores without conditional put, a table whose files are copied
 while a run writes.
 
-`tables` opens and describes; `commits` changes rows, `columns` what they hold; `lease` keeps a second writer out, `courtesy` lets one pass; `history` goes back and cleans up; `indexes` are kept
-beside the rows, with the recall that `tuning` measures; `word_index` is the one of words, `folding` its forms of them; `reading` is a version open for searches; `derived` are tables worked out from it.
+`ownership` says where tables lie and whose they are; `tables` makes and describes them; `commits` changes rows, `columns` what they hold; `lease` keeps a second writer out,
+`courtesy` lets one pass; `history` goes back and cleans up; `indexes` are kept beside the rows, with the recall that `tuning` measures; `word_index` is the one of words, `folding` its forms of them;
+`reading` is a version open for searches; `derived` are tables worked out from it; `failures` puts what Lance raises in one line.
 """
 
 import os
@@ -23,11 +24,12 @@ os.environ.setdefault("LANCEDB_LOG", "error")
 from pipeline.store.columns import adapt, metadata_fields, source_of
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
 from pipeline.store.conditions import Condition
-from pipeline.store.courtesy import Backfill, backfilling_since, is_paused, pause
+from pipeline.store.courtesy import Backfill, Migrating, backfilling_since, is_paused, pause
 from pipeline.store.derived import (
     Codes,
     Worked,
     batches,
+    check_derived,
     drawn,
     read_codes,
     read_derived,
@@ -37,19 +39,18 @@ from pipeline.store.derived import (
     write_codes,
     write_derived,
 )
+from pipeline.store.failures import lance_errors
 from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 from pipeline.store.indexes import Index, indexes, missed_by_indexes, update_indexes
-from pipeline.store.lease import Lease
+from pipeline.store.lease import Lease, new_run_id
+from pipeline.store.ownership import Side, Store
 from pipeline.store.reading import FEW_ROWS, RESCORED, Reading, Tuning, matrix, read_tuning
 from pipeline.store.tables import (
     Asking,
-    Side,
     State,
-    Store,
     asking_of,
     create,
     former_specs,
-    lance_errors,
     read_runs,
     rows_committed,
     spec_of,
@@ -70,6 +71,7 @@ __all__ = [
     "Condition",
     "Index",
     "Lease",
+    "Migrating",
     "Reading",
     "Side",
     "State",
@@ -82,6 +84,7 @@ __all__ = [
     "asking_of",
     "backfilling_since",
     "batches",
+    "check_derived",
     "clean_up",
     "commit",
     "create",
@@ -97,6 +100,7 @@ __all__ = [
     "matrix",
     "metadata_fields",
     "missed_by_indexes",
+    "new_run_id",
     "pause",
     "read_codes",
     "read_derived",

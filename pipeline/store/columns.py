@@ -14,8 +14,10 @@ from lance import LanceDataset, LanceOperation
 from pipeline.errors import SpecMismatch, shown
 from pipeline.schema import COLUMN_KEY, OWN_COLUMNS, is_owned, owned
 from pipeline.store.commits import MESSAGE, make_version, refuse_foreign
+from pipeline.store.failures import lance_errors
 from pipeline.store.lease import Lease
-from pipeline.store.tables import SOURCE_KEY, Store, lance_errors
+from pipeline.store.ownership import Store
+from pipeline.store.tables import SOURCE_KEY
 
 
 def source_of(store: Store) -> str | None:

@@ -17,8 +17,10 @@ from lance.fragment import FragmentMetadata
 
 from pipeline.errors import StoreError
 from pipeline.schema import digest
+from pipeline.store.failures import lance_errors
 from pipeline.store.lease import Lease
-from pipeline.store.tables import Side, Store, lance_errors, named, naming, write_side
+from pipeline.store.ownership import Side, Store
+from pipeline.store.tables import named, naming, write_side
 
 log = logging.getLogger("pipeline")
 ATTEMPTS = 5  # at a commit whose fate is not known, or that conflicts: under the lease, with an index build by another program
@@ -67,13 +69,13 @@ def written(
 
     Raises StoreError where fewer rows arrive than were given (a half-read reader retried inside the writer, lance-ray#5290).
     """
-    table = store.opened()
+    table = None if schema else store.opened()
     with lance_errors(f"{store.label}: a fragment cannot be written"):
         fragments: list[FragmentMetadata] = lance.fragment.write_fragments(
             rows,
-            store.path() if schema else table,
-            schema=schema or table.schema,
-            mode="overwrite" if schema else "append",  # says what the commit will be; nothing is overwritten here
+            store.path() if table is None else table,
+            schema=schema if table is None else table.schema,
+            mode="overwrite" if table is None else "append",  # says what the commit will be; nothing is overwritten here
             max_rows_per_file=ROWS_PER_FRAGMENT,
             enable_stable_row_ids=True,
             storage_options=store.options,

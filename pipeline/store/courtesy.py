@@ -1,4 +1,5 @@
-"""How a backfill lives beside other runs: it shows that it is there, lets them pass, and can be paused. All in the metadata of the table of runs.
+"""How work of days lives beside other runs: a backfill, or a migration. It shows that it is there; a backfill lets others pass, and can be paused.
+All in the metadata of the table of runs.
 
 A run that comes meanwhile leaves to the backfill what is the backfill's: files that are not recorded and older than its beginning. While it lets another pass,
 or waits for its hours, it holds no lease; its sign of life is renewed like one.
@@ -10,15 +11,16 @@ import contextlib
 import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
+from lance import LanceDataset
 from lance.commit import CommitConflictError
 
 from pipeline.errors import StoreError, TableBusy
-from pipeline.store.lease import KEY, POLL_S, RENEW_S, WAITING, Holder, alive, opened_runs, put, sign_of
-from pipeline.store.tables import Store, create_runs
+from pipeline.store.lease import KEY, POLL_S, RENEW_S, WAITING, Holder, alive, put, sign_of
+from pipeline.store.ownership import Store
+from pipeline.store.tables import create_runs, opened_runs
 
-BACKFILL = "latent.backfill"
 PAUSED = "latent.paused"
 QUIET_S = (
     10.0  # so long the lease must be free before a backfill takes it again: what follows a run, such as maintenance, passes with it
@@ -26,20 +28,28 @@ QUIET_S = (
 TRIES = 5
 
 
-class Backfill:
-    """A backfill under way, for the length of a `with` block. Raises TableBusy on entry where there is one already."""
+class Presence:
+    """Work of days under way, for the length of a `with` block: at most one of its kind. Raises TableBusy on entry where there is one already.
+
+    It holds no lease: other runs of the table go on. Its sign of life is renewed like one.
+    """
+
+    key: ClassVar[str]
+    kind: ClassVar[str]
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store, self._run_id, self._since = store, run_id, time.time_ns()
         self._stop = threading.Event()
-        self._renewer = threading.Thread(target=self._renew, name="backfill", daemon=True)
+        self._renewer = threading.Thread(target=self._renew, name=self.kind, daemon=True)
 
     def __enter__(self) -> Self:
         create_runs(self._store)
-        if (other := _under_way(self._store)) is not None:
-            raise TableBusy(f"{self._store.label}: backfill {other.run_id} is under way: stop it, or wait for it")
         alive.add(self._run_id)
-        self._show(Holder.now(self._run_id, since=self._since))
+        try:
+            self._begin()
+        except BaseException:
+            alive.discard(self._run_id)
+            raise
         self._renewer.start()
         return self
 
@@ -49,6 +59,47 @@ class Backfill:
         alive.discard(self._run_id)
         with contextlib.suppress(StoreError):  # it is taken for dead soon
             self._show(None)
+
+    def check(self) -> None:
+        """Raises TableBusy where another one has begun, since this one was silent too long."""
+        if (other := _under_way(self._store, self.key)) is not None and other.run_id != self._run_id:
+            raise TableBusy(
+                f"{self._store.label}: {self.kind} {other.run_id} has begun meanwhile: nothing more is done by this one"
+            )
+
+    def _begin(self) -> None:
+        """Of two that begin at once one conflicts with the other."""
+        for _ in range(TRIES):
+            table = opened_runs(self._store)
+            if (other := _alive(table, self.key)) is not None:
+                raise TableBusy(f"{self._store.label}: {self.kind} {other.run_id} is under way: stop it, or wait for it")
+            with contextlib.suppress(CommitConflictError):
+                put(self._store, table, {self.key: self._sign()})
+                return
+        raise TableBusy(f"{self._store.label}: several runs are starting at once: wait, and run again")
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            with contextlib.suppress(StoreError):
+                self._show(self._sign())
+
+    def _sign(self) -> Holder:
+        return Holder.now(self._run_id, since=self._since)
+
+    def _show(self, sign: Holder | None) -> None:
+        _write(self._store, self.key, sign)
+
+
+class Migrating(Presence):
+    """A migration under way: nobody else makes or drops the table beside."""
+
+    key, kind = "latent.migration", "migration"
+
+
+class Backfill(Presence):
+    """A backfill under way."""
+
+    key, kind = "latent.backfill", "backfill"
 
     def in_the_way(self) -> str | None:
         """Who holds the lease, or wants it; None where it is free."""
@@ -64,20 +115,12 @@ class Backfill:
             if self.in_the_way() is not None:
                 free_since = time.monotonic()
 
-    def _renew(self) -> None:
-        while not self._stop.wait(RENEW_S):
-            with contextlib.suppress(StoreError):
-                self._show(Holder.now(self._run_id, since=self._since))
-
-    def _show(self, sign: Holder | None) -> None:
-        _write(self._store, BACKFILL, sign)
-
 
 def backfilling_since(store: Store) -> int | None:
     """When the backfill that is under way began, in ns since 1970: files that are older and not recorded are its to do. None where there is none."""
     if store.open("runs") is None:
         return None
-    sign = _under_way(store)
+    sign = _under_way(store, Backfill.key)
     return sign.since if sign is not None else None
 
 
@@ -91,8 +134,12 @@ def is_paused(store: Store) -> bool:
     return opened_runs(store).metadata.get(PAUSED) is not None
 
 
-def _under_way(store: Store) -> Holder | None:
-    sign = sign_of(opened_runs(store), BACKFILL)
+def _under_way(store: Store, key: str) -> Holder | None:
+    return _alive(opened_runs(store), key)
+
+
+def _alive(table: LanceDataset, key: str) -> Holder | None:
+    sign = sign_of(table, key)
     return sign if sign is not None and sign.fresh and not sign.gone else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,10 @@ import pyarrow.compute as pc
 from pipeline import codec as codecs
 from pipeline.codec import Codec
 from pipeline.errors import StoreError
-from pipeline.store.tables import Derived, Store, lance_errors
+from pipeline.store.failures import lance_errors
+from pipeline.store.lease import Lease, new_run_id
+from pipeline.store.ownership import Derived, Store, identity_of, marked
+from pipeline.store.tables import create_runs
 
 TOLD_KEY = b"latent.told"
 CODES_AT_ONCE = 1 << 16
@@ -31,19 +33,36 @@ class Worked:
     told: Mapping[str, Any]  # what it is of, as its writer said
 
 
-def write_derived(store: Store, name: Derived, rows: pa.Table, told: Mapping[str, object]) -> None:
-    """Put these rows in place of all others."""
-    rows = rows.replace_schema_metadata({TOLD_KEY: json.dumps(told).encode()})
-    with lance_errors(f"{store.label}: its {name} cannot be written"):
-        if store.open(name) is None:
-            with contextlib.suppress(FileExistsError):
-                lance.write_dataset(rows, store.path(name), mode="create", storage_options=store.options)
-                return
-        lance.write_dataset(rows, store.path(name), mode="overwrite", storage_options=store.options)
+def check_derived(store: Store, *names: Derived) -> None:
+    """Raise ForeignTable where a table of one of these names is not latent's own: before the work, not behind it."""
+    owner = identity_of(store)
+    for name in names:
+        store.open(name, owner=owner)
+
+
+def write_derived(store: Store, tables: Mapping[Derived, pa.Table], told: Mapping[str, object]) -> None:
+    """Put these rows in place of all others, in this order. Waits for the lease: what was worked out for an hour is not thrown away for a run.
+
+    Raises ForeignTable where a table of such a name is not latent's own; nothing is written then.
+    """
+    create_runs(store)
+    with Lease(store, new_run_id(), patient=True) as lease:
+        owner = identity_of(store)
+        assert owner is not None
+        check_derived(store, *tables)
+        for name, rows in tables.items():
+            lease.check()
+            with lance_errors(f"{store.label}: its {name} cannot be written"):
+                lance.write_dataset(
+                    marked(rows, owner, {TOLD_KEY: json.dumps(told).encode()}),
+                    store.path(name),
+                    mode="overwrite",  # makes it where there is none
+                    storage_options=store.options,
+                )
 
 
 def read_derived(store: Store, name: Derived) -> Worked | None:
-    """None where it was never made."""
+    """None where it was never made. Raises ForeignTable."""
     table = store.open(name)
     if table is None:
         return None
@@ -53,7 +72,7 @@ def read_derived(store: Store, name: Derived) -> Worked | None:
 
 def spared_of(store: Store, similarity: float) -> pa.Table | None:
     """The documents (SPARED) that `latent duplicates` found to say what others say, as far as they are so similar to those. None where it never looked."""
-    worked = read_derived(store, "spared")
+    worked = read_derived(store, "redundant")
     if worked is None:
         return None
     enough = pc.greater_equal(worked.rows["similarity"], pa.scalar(similarity, pa.float32()))
@@ -123,8 +142,7 @@ def write_codes(store: Store, codec: Codec, rows: pa.Table, version: int) -> Non
     told = {"table_version": version, "codec": codec.name}
     parts = [{"name": name, "shape": array.shape, "values": array.ravel()} for name, array in codecs.arrays(codec)]
     schema = pa.schema([("name", pa.string()), ("shape", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
-    write_derived(store, "codec", pa.Table.from_pylist(parts, schema=schema), told)
-    write_derived(store, "compressed", rows, told)
+    write_derived(store, {"codec": pa.Table.from_pylist(parts, schema=schema), "compressed": rows}, told)
 
 
 def read_codes(store: Store) -> Codes | None:

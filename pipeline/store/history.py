@@ -21,24 +21,20 @@ from lance.file import LanceFileSession
 from pipeline.errors import StoreError
 from pipeline.schema import Spec
 from pipeline.store.commits import ATTEMPTS, CHANGES_ROWS, MESSAGE, PAUSE_S, make_version, written
+from pipeline.store.failures import lance_errors
 from pipeline.store.lease import Lease
+from pipeline.store.ownership import DERIVED, NAMED, SIDES, SPEC_KEY, TABLE_KEY, Side, Store, drop_tables, mark_of
 from pipeline.store.reading import TUNING_KEY
 from pipeline.store.tables import (
-    DERIVED,
     FORMER_KEY,
-    NAMED,
     QUERIES_KEY,
-    SIDES,
-    SPEC_KEY,
     Asking,
-    Side,
-    Store,
     create_runs,
     former_specs,
-    lance_errors,
     named,
     naming,
     naming_version,
+    opened_runs,
     read_runs,
     read_side,
     write_runs,
@@ -69,17 +65,20 @@ class Version:
 
 
 @contextlib.contextmanager
-def sole_writer(store: Store, run_id: str, *, gives_way: bool = False) -> Iterator[Lease]:
+def sole_writer(store: Store, run_id: str, *, gives_way: bool = False, version: int | None = None) -> Iterator[Lease]:
     """The lease, and nobody else able to commit. Raises TableBusy where another run holds it; one that gives way is asked to.
+
+    Raises ForeignTable, before anything is written, where the table or one beside it is not latent's own. `version`: the one to go back to, which
+    tells whose the table is even where another program has put another one in its place.
 
     A holder that did not give the lease back may be paused anywhere, even within a commit; the last commit of a run that failed may still be on its way
     to an object store. So a version that changes nothing is made as a fence: Lance refuses every change of rows that began on a version before it.
     """
-    create_runs(store)
+    create_runs(store, version)
     with Lease(store, run_id, gives_way=gives_way) as lease:
         runs = read_runs(store).to_pylist()
         doubtful = lease.unfenced or next((row["run_id"] for row in runs[:1] if row["status"] not in ENDED_WELL), None)
-        if doubtful is not None and store.open() is not None:
+        if doubtful is not None and store.open(any_maker=True) is not None:
             fence(store, lease, f"fence: run {doubtful} did not end well")
         lease.unfenced = None
         died = [row | {"status": "died"} for row in runs if row["status"] == "running"]
@@ -94,7 +93,7 @@ def fence(store: Store, lease: Lease, message: str) -> int:
     turn comes to nothing. (A Restore conflicts with nothing that came before it: a late one undoes whatever its successor did.)
     """
     for attempt in range(ATTEMPTS):
-        table = store.opened()
+        table = store.opened(any_maker=True)
         properties = _properties(store, lease, table, message)
         lease.check()
         try:
@@ -114,7 +113,7 @@ def restore(store: Store, lease: Lease, version: int, message: str) -> int:
     past = store.open(version=version)
     if past is None:
         raise StoreError(f"{store.label} has no version {version}: 'latent status' lists those that are kept")
-    table = store.opened()
+    table = store.opened(any_maker=True)
     operation, properties = _way_back(store, table, past), _properties(store, lease, past, message)
     return _made(store, lease, table, operation, properties)
 
@@ -126,7 +125,11 @@ def switch(store: Store, lease: Lease, successor: Store, asking: Asking, message
     """
     table, new = store.opened(), successor.opened()
     former = [*former_specs(table), Spec.from_json(table.schema.metadata[SPEC_KEY].decode())]
-    told = {FORMER_KEY: json.dumps([asdict(spec) for spec in former]).encode(), QUERIES_KEY: asking.to_json().encode()}
+    told = {
+        TABLE_KEY: table.schema.metadata[TABLE_KEY],
+        FORMER_KEY: json.dumps([asdict(spec) for spec in former]).encode(),
+        QUERIES_KEY: asking.to_json().encode(),
+    }
     schema = new.schema.with_metadata(new.schema.metadata | told)
     count = new.count_rows()
     operation = LanceOperation.Overwrite(schema, written(store, new.scanner().to_reader(), count, schema))
@@ -136,14 +139,16 @@ def switch(store: Store, lease: Lease, successor: Store, asking: Asking, message
     return _made(store, lease, table, operation, properties)
 
 
-def drop(store: Store) -> None:
-    """Remove a table and those beside it, files and all, whatever an earlier removal left of them."""
-    import lancedb
+def drop(store: Store, lease: Lease) -> None:
+    """Remove the table that a migration made, and those beside it, files and all, whatever an earlier removal left of them. The lease is that table's.
 
-    with lance_errors(f"{store.label} cannot be removed"):
-        connection = lancedb.connect(store.uri, storage_options=store.options)
-        for side in (None, *SIDES, *DERIVED):
-            connection.drop_table(store.path(side).rpartition("/")[2].removesuffix(".lance"), ignore_missing=True)
+    Raises ForeignTable where one of them is not the migration's; nothing is removed then. The table of runs goes last: its mark vouches for what is left.
+    """
+    lease.check()
+    for side in (None, *SIDES):
+        store.open(side)
+    lease.end_renewals()
+    drop_tables(store, (*NAMED, None, "runs"))
 
 
 def _made(
@@ -190,6 +195,8 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
     The orphans were listed under this lease, behind its fence. So no run writes or commits them any more, however long this one was paused meanwhile.
     Returns how many versions and files went.
     """
+    owner = mark_of(store.opened())
+    derived = [table for name in DERIVED if (table := store.open(name, any_maker=True)) is not None and mark_of(table) == owner]
     with lance_errors(f"{store.label} cannot be cleaned up"):
         lease.check()
         table = store.opened()
@@ -201,7 +208,7 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
         for side in SIDES:
             if (beside := store.open(side)) is not None:
                 dropped += _drop(beside, [v for v in _expired(beside) if v < names.get(side, beside.version)])
-        dropped += sum(_drop(beside, _expired(beside)) for name in DERIVED if (beside := store.open(name)) is not None)
+        dropped += sum(_drop(beside, _expired(beside)) for beside in derived)
         files = LanceFileSession(store.path(), storage_options=store.options)
         gone = orphans & leftovers(store)
         for path in sorted(gone):
@@ -211,7 +218,8 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
 
 def _properties(store: Store, lease: Lease, at: LanceDataset, message: str) -> dict[str, str]:
     """Of a commit after which all is as it was at this version."""
-    names = {side: _newest(store, side, named(at)) for side in NAMED}
+    owner = mark_of(opened_runs(store))
+    names = {side: _newest(store, side, named(at), owner) for side in NAMED}
     return naming(names) | {"latent.run": lease.run_id, "latent.rows": str(at.count_rows()), MESSAGE: message}
 
 
@@ -229,12 +237,12 @@ def _way_back(store: Store, table: LanceDataset, past: LanceDataset) -> LanceOpe
     return LanceOperation.Update(gone, [], written(store, rows, sum(f.count_rows() for f in back)) if rows else [])
 
 
-def _newest(store: Store, side: Side, names: dict[Side, int]) -> int:
+def _newest(store: Store, side: Side, names: dict[Side, int], owner: str | None) -> int:
     """The version of a side table that has these contents and is its newest, so that other programs see the same."""
-    table = store.open(side)
+    table = store.open(side, owner=owner)
     if table is not None and names.get(side) == table.version:
         return int(table.version)
-    return write_side(store, side, read_side(store, side, names))
+    return write_side(store, side, read_side(store, side, names, owner), owner)
 
 
 def _version(table: LanceDataset, version: int) -> Version:

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.schema import OWN_COLUMNS
+from pipeline.store.failures import lance_errors
+from pipeline.store.ownership import Store
 from pipeline.store.reading import INDEXED_FROM, TUNING_KEY, Reading, Tuning, connected, read_tuning
-from pipeline.store.tables import Store, lance_errors
 from pipeline.store.tuning import Trial, check, draw, tune
 from pipeline.store.word_index import index_words, missed_by_words
 from pipeline.store.words import Words

@@ -11,9 +11,11 @@ A holder that gives way, as a backfill does, is asked to: the word WAITING stand
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -27,19 +29,27 @@ from lance import LanceDataset, LanceOperation, Transaction
 from lance.commit import CommitConflictError
 
 from pipeline.errors import StoreError, TableBusy
-from pipeline.store.tables import Store, lance_errors
+from pipeline.store.failures import lance_errors
+from pipeline.store.ownership import Store
+from pipeline.store.tables import opened_runs
 
 log = logging.getLogger("pipeline")
 KEY = "latent.lease"
 WAITING = "latent.waiting"  # who wants the lease of a holder that gives way
 PASS_S = 600.0  # so long is waited for a holder that gives way: it finishes what is in hand, and commits
 POLL_S = 0.5
+WAIT_S = 2.0  # before a patient one asks again
 LEASE_S = 120.0  # a holder on another machine is not succeeded before it has been silent this long
 RENEW_S = LEASE_S / 4
 WATCH_S = RENEW_S * 1.5  # longer than a living holder is ever silent
 
 
 alive: set[str] = set()  # runs of this process that hold a lease or want one: who could not give it back is succeeded at once
+
+
+def new_run_id() -> str:
+    """Sortable by time, unique across machines."""
+    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)
@@ -75,15 +85,6 @@ def sign_of(table: LanceDataset, key: str) -> Holder | None:
     return Holder(**json.loads(text)) if text else None
 
 
-def opened_runs(store: Store) -> LanceDataset:
-    """The table of runs. Raises StoreError."""
-    with lance_errors(f"{store.label}: the lease cannot be read"):
-        table = store.open("runs")
-    if table is None:
-        raise StoreError(f"{store.label}: its table of runs is gone; run again")
-    return table
-
-
 def put(store: Store, table: LanceDataset, words: Mapping[str, Holder | str | None]) -> None:
     """Write these words, and take away those that are None, as the table was opened. Raises CommitConflictError where one was written meanwhile."""
     texts = {key: json.dumps(asdict(word)) if isinstance(word, Holder) else word for key, word in words.items()}
@@ -98,23 +99,23 @@ def put(store: Store, table: LanceDataset, words: Mapping[str, Holder | str | No
 
 
 class Lease:
-    """Held while in the `with` block. Raises TableBusy on entry where another run holds it, unless that one gives way.
+    """Held while in the `with` block. Raises TableBusy on entry where another run holds it, unless that one gives way, or this one is `patient`: it waits.
 
     `unfenced` is the run that held it last and did not give it back: it must be fenced out, and None be put here. Until then this lease is not given back
     either, so that the next to take it knows.
     """
 
-    def __init__(self, store: Store, run_id: str, *, gives_way: bool = False) -> None:
+    def __init__(self, store: Store, run_id: str, *, gives_way: bool = False, patient: bool = False) -> None:
         self.run_id = run_id
         self.unfenced: str | None = None
-        self._store, self._gives_way = store, gives_way
+        self._store, self._gives_way, self._patient = store, gives_way, patient
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         alive.add(self.run_id)
         try:
-            self._take()
+            self._take_patiently()
         except BaseException:
             alive.discard(self.run_id)
             raise
@@ -122,8 +123,7 @@ class Lease:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        self._renewer.join()
+        self.end_renewals()
         alive.discard(self.run_id)
         if self.unfenced is not None:
             return
@@ -140,10 +140,30 @@ class Lease:
                 f"{self._store.label}: the lease was lost to run {holder.run_id if holder else '?'}: nothing more is committed; run again"
             )
 
+    def end_renewals(self) -> None:
+        """Write no further sign of life: for the last moments of a table that is about to be dropped."""
+        self._stop.set()
+        self._renewer.join()
+
     def waited_for(self) -> str | None:
         """The run that wants this lease, if one does."""
         waiting = sign_of(opened_runs(self._store), WAITING)
         return waiting.run_id if waiting is not None and waiting.fresh and not waiting.gone else None
+
+    def _take_patiently(self) -> None:
+        waiting = False
+        while True:
+            try:
+                self._take()
+            except TableBusy as busy:
+                if not self._patient:
+                    raise
+                if not waiting:
+                    log.warning("waiting: %s", busy)
+                waiting = True
+                time.sleep(WAIT_S)
+            else:
+                return
 
     def _take(self) -> None:
         silent: Holder | None = None  # watched, and dead by all signs

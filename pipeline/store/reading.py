@@ -22,7 +22,8 @@ from pipeline.errors import QueryError, StoreError
 from pipeline.schema import SCORE, Spec
 from pipeline.store.conditions import Condition, condition
 from pipeline.store.derived import Codes, read_codes, same_rows
-from pipeline.store.tables import SPEC_KEY, Store, lance_errors, one_line
+from pipeline.store.failures import lance_errors, one_line
+from pipeline.store.ownership import SPEC_KEY, Store
 from pipeline.store.words import WORDS_KEY, WordQuery, Words, indexed_in_memory
 
 INDEXED_FROM = 10_000  # rows; below, exact search is as fast

@@ -1,4 +1,4 @@
-"""The main table and those beside it: where they lie, what they hold.
+"""The main table and those beside it: how they are made, what they hold.
 
 A version of the main table names, in its transaction's properties, the versions of `files` and `quarantine` that belong to it. So rows, file states
 and quarantine change in one instant, with the main table's commit. A side table's own newest version may be ahead for a moment, or after a crash.
@@ -9,68 +9,34 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import lance
 import pyarrow as pa
 
-from pipeline.errors import StoreError, TableMissing, shown
+from pipeline.errors import StoreError
 from pipeline.schema import FILES, HELD, QUARANTINE, RUNS, Spec, table_schema
+from pipeline.store.failures import lance_errors
+from pipeline.store.ownership import (
+    DERIVED,
+    NAMED,
+    SIDES,
+    SPEC_KEY,
+    TABLE_KEY,
+    Side,
+    Store,
+    drop_tables,
+    identity_of,
+    mark_of,
+    marked,
+)
 
-SPEC_KEY = b"latent.spec"
 FORMER_KEY = b"latent.former"  # specs that the table had before it was migrated
 SOURCE_KEY = b"latent.source"  # whose documents the table holds
 QUERIES_KEY = b"latent.queries"  # how queries are put to the model
 NAMING = "latent.side."  # property of a commit: the version of a side table that belongs to it
-# For an object store, under what [table] storage_options say. Lance's own defaults wait half an hour for a store that is silent. So: a listing 3 minutes,
-# a read 2 minutes, a write 30 s; errors are asked again for some 10 s.
-PATIENCE = {"timeout": "15s", "client_max_retries": "6", "client_retry_timeout": "20", "lance_aimd_max_retries": "0"}
-Side = Literal["files", "quarantine", "runs"]
-SIDES: dict[Side, pa.Schema] = {"files": FILES, "quarantine": QUARANTINE, "runs": RUNS}
-Derived = Literal[
-    "clusters", "assignments", "map", "duplicates", "spared", "outliers", "analysis", "compressed", "codec"
-]  # worked out from the main table
-DERIVED: tuple[Derived, ...] = get_args(Derived)
-NAMED: tuple[Side, ...] = ("files", "quarantine")  # change with the main table, in one commit; runs are a diary
-
-
-@dataclass(frozen=True)
-class Store:
-    """Where the tables lie. A value: workers get a copy."""
-
-    uri: str = field(repr=False)  # may hold credentials
-    name: str
-    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    @property
-    def label(self) -> str:
-        return f"table '{self.name}' at {shown(self.uri)}"
-
-    @property
-    def options(self) -> dict[str, str] | None:
-        """What Lance is told of the store; None on a disk."""
-        return PATIENCE | dict(self.storage_options) if "://" in self.uri else dict(self.storage_options) or None
-
-    def path(self, side: Side | Derived | None = None) -> str:
-        return f"{self.uri.rstrip('/')}/{self.name}{'_' + side if side else ''}.lance"
-
-    def open(self, side: Side | Derived | None = None, version: int | None = None) -> lance.LanceDataset | None:
-        """The table at a version, the newest by default; None where there is none yet."""
-        with lance_errors(f"{self.label} cannot be opened"):
-            try:
-                return lance.dataset(self.path(side), version=version, storage_options=self.options)
-            except ValueError as error:
-                if "was not found" in str(error):
-                    return None
-                raise
-
-    def opened(self, version: int | None = None) -> lance.LanceDataset:
-        """The main table, its newest version by default. Raises TableMissing where there is none."""
-        if (table := self.open(version=version)) is None:
-            raise TableMissing(f"no {self.label}: run 'latent run' first, or set [table] uri and name")
-        return table
 
 
 @dataclass(frozen=True)
@@ -85,25 +51,59 @@ class Asking:
 
 
 def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking, source: str) -> None:
-    """Make the main table, unless it is there. The spec and the source stand in its schema metadata. Under the lease.
+    """Make the main table, unless it is there. Spec, source and identity stand in its schema metadata. Under the lease.
 
-    Side tables left behind by a main table that is gone are emptied: what they say of it would hide documents.
+    What a main table that is gone left behind says nothing of the new one: file states and quarantine are emptied, derived tables dropped, runs kept
+    without their versions. The table of runs, which is there by now, tells what is its own.
     """
     if store.open() is not None:
         return
-    told = {SPEC_KEY: spec.to_json().encode(), QUERIES_KEY: asking.to_json().encode(), SOURCE_KEY: source.encode()}
-    schema = table_schema(spec, metadata).with_metadata(told)
-    names = {side: write_side(store, side, SIDES[side].empty_table()) for side in NAMED}
+    owner = mark_of(opened_runs(store))
+    assert owner is not None
+    for side in NAMED:
+        store.open(side, owner=owner)  # refused before anything is written
+    _forget(store, owner)
+    words = {
+        TABLE_KEY: owner.encode(),
+        SPEC_KEY: spec.to_json().encode(),
+        QUERIES_KEY: asking.to_json().encode(),
+        SOURCE_KEY: source.encode(),
+    }
+    schema = table_schema(spec, metadata).with_metadata(words)
+    names = {side: write_side(store, side, SIDES[side].empty_table(), owner) for side in NAMED}
     with lance_errors(f"{store.label} cannot be created"), contextlib.suppress(FileExistsError):
         _write(store, schema.empty_table(), None, mode="create", properties=naming(names))
 
 
-def create_runs(store: Store) -> None:
-    """Make the table of runs, which holds the lease, unless it is there."""
-    with lance_errors(f"{store.label} cannot be created"):
-        if store.open("runs") is None:
-            with contextlib.suppress(FileExistsError):
-                _write(store, RUNS.empty_table(), "runs", mode="create")
+def create_runs(store: Store, version: int | None = None) -> None:
+    """Make the table of runs, which holds the lease, unless it is there. Raises ForeignTable where main table or side tables are not latent's own.
+
+    `version`: of the main table that is to be gone back to, whatever the newest one is.
+    """
+    owner = identity_of(store, version)
+    if store.open("runs", owner=owner) is not None:
+        return
+    for side in NAMED:
+        store.open(side, owner=owner)
+    with lance_errors(f"{store.label} cannot be created"), contextlib.suppress(FileExistsError):
+        _write(store, marked(RUNS.empty_table(), owner or uuid.uuid4().hex), "runs", mode="create")
+
+
+def opened_runs(store: Store) -> lance.LanceDataset:
+    """The table of runs. Raises StoreError."""
+    if (table := store.open("runs")) is None:
+        raise StoreError(f"{store.label}: its table of runs is gone; run again")
+    return table
+
+
+def _forget(store: Store, owner: str) -> None:
+    """Derived tables of a main table that is gone, and the versions of its runs: they would be taken for the next one's."""
+    left = [name for name in DERIVED if (table := store.open(name, any_maker=True)) is not None and mark_of(table) == owner]
+    drop_tables(store, left)
+    runs = read_runs(store)
+    write_runs(
+        store, runs.set_column(runs.schema.get_field_index("table_version"), "table_version", pa.nulls(len(runs), pa.int64()))
+    )
 
 
 def spec_of(store: Store, version: int | None = None) -> Spec | None:
@@ -111,8 +111,6 @@ def spec_of(store: Store, version: int | None = None) -> Spec | None:
     table = store.open(version=version)
     if table is None:
         return None
-    if SPEC_KEY not in (table.schema.metadata or {}):
-        raise StoreError(f"{store.label} was not made by latent: it holds no spec; set [table] name to a new name")
     return Spec.from_json(table.schema.metadata[SPEC_KEY].decode())
 
 
@@ -144,8 +142,8 @@ def state_of(store: Store) -> State:
         return State(None, HELD.empty_table(), FILES.empty_table(), QUARANTINE.empty_table())
     with lance_errors(f"{store.label} cannot be read"):
         held = table.to_table(columns=HELD.names, filter="chunk_index = 0").cast(HELD)
-    names = named(table)
-    return State(int(table.version), held, *(read_side(store, side, names) for side in NAMED))
+    names, owner = named(table), mark_of(table)
+    return State(int(table.version), held, *(read_side(store, side, names, owner) for side in NAMED))
 
 
 def named(table: lance.LanceDataset) -> dict[Side, int]:
@@ -191,18 +189,20 @@ def naming(versions: Mapping[Side, int]) -> dict[str, str]:
     return {NAMING + side: str(version) for side, version in versions.items()}
 
 
-def read_side(store: Store, side: Side, names: Mapping[Side, int]) -> pa.Table:
-    """A side table at the version named; empty where none is."""
-    table = store.open(side, names[side]) if side in names else None
+def read_side(store: Store, side: Side, names: Mapping[Side, int], owner: str | None = None) -> pa.Table:
+    """A side table at the version named; empty where none is. `owner`: its mark, where it is known."""
+    table = store.open(side, names[side], owner=owner) if side in names else None
     with lance_errors(f"{store.label} cannot be read"):
         return SIDES[side].empty_table() if table is None else table.to_table().cast(SIDES[side])
 
 
-def write_side(store: Store, side: Side, rows: pa.Table) -> int:
-    """Put these rows in place of all others; returns the version, which counts once a commit names it. Under the lease."""
-    rows = rows.cast(SIDES[side])
+def write_side(store: Store, side: Side, rows: pa.Table, owner: str | None = None) -> int:
+    """Put these rows in place of all others; returns the version, which counts once a commit names it. Under the lease. Raises ForeignTable."""
+    owner = owner or identity_of(store)
+    assert owner is not None
+    rows = marked(rows.cast(SIDES[side]), owner)
     with lance_errors(f"{store.label}: {side} cannot be written"):
-        if store.open(side) is None:
+        if store.open(side, owner=owner) is None:
             with contextlib.suppress(FileExistsError):
                 return int(_write(store, rows, side, mode="create").version)
         return int(_write(store, rows, side, mode="overwrite").version)
@@ -240,24 +240,3 @@ def _write(
         if mode == "create" and re.search("already exists|commit conflict", str(error)):
             raise FileExistsError(str(error)) from error
         raise
-
-
-NOISE = re.compile(
-    r",? ?/\S*\.rs:\d+.*| \(\d+ bytes, LANCE_[^)]*\)|lance error: |LanceError\(IO\): |Generic N/A error: |Wrapped error: |(?<=//)[^/@\s]*@"
-)
-
-
-@contextlib.contextmanager
-def lance_errors(what: str) -> Iterator[None]:
-    """Lance's errors and lancedb's → StoreError in one line, without the place in their own source, their settings and a URI's credentials."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, FileExistsError):
-            raise
-        raise StoreError(f"{what}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """What Lance or lancedb says, its noise left out."""
-    return NOISE.sub("", (str(error).splitlines() or [type(error).__name__])[0])

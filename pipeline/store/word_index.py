@@ -17,9 +17,10 @@ import pyarrow as pa
 from lance.file import LanceFileSession
 
 from pipeline.store.conditions import condition
+from pipeline.store.failures import lance_errors
 from pipeline.store.folding import index_form, query_form
+from pipeline.store.ownership import Store
 from pipeline.store.reading import connected
-from pipeline.store.tables import Store, lance_errors
 from pipeline.store.words import WORDS_KEY, Words, indexed_in_memory
 
 INDEX_NAME = "text_idx"  # lancedb's

@@ -21,7 +21,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline import Table, open_table
-from pipeline.migrate import BESIDE
 
 LATENT = str(Path(sys.executable).with_name("latent"))
 SETTINGS = '[source]\nuri = "src/*.jsonl"\ntext = ["title", "text"]\n'
@@ -114,7 +113,7 @@ def migrate_through_a_night(desk: Path, model: str, text: str, queries: list[str
     command = [LATENT, "migrate", "--model", model, "--switch", "--json"]
     with subprocess.Popen(command, cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         tell(f"latent migrate --model {model} --switch")
-        while not (desk / f"data/lancedb/docs{BESIDE}.lance/data").exists() and process.poll() is None:
+        while not (desk / "data/lancedb/docs.next.lance/data").exists() and process.poll() is None:
             time.sleep(0.2)
         write(desk, "b", [{"id": "new", "title": "a night's new document", "text": text}])
         report = latent(desk, "run", "--no-maintain")

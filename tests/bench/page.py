@@ -51,7 +51,7 @@ def made_up(folder: Path, count: int) -> tuple[Config, maps.Map]:
     )
     regions = [(*np.median(points[heap == h], 0).tolist(), f"heap {h}", 0) for h in range(HEAPS)]
     (folder / "config.toml").write_text(f'[table]\nuri = "{folder}"\nname = "docs"\n')
-    return load(folder / "config.toml"), maps.Map(1, "docs_map", rows, regions)
+    return load(folder / "config.toml"), maps.Map(1, "docs.map", rows, regions)
 
 
 def zoomed(tab: Page) -> np.ndarray:

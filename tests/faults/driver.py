@@ -52,7 +52,7 @@ POINTS = {
     "mid-read": Point("pipeline.source.documents", "_document", "before"),
     "tables made": Point("lance", "write_dataset", "after"),
     "mid-making": Point("lance", "write_dataset", "within", "*.lance/*"),
-    "mid-lease": Point("pipeline.store.lease:Lease", "_take", "within", "*_runs.lance/_*"),
+    "mid-lease": Point("pipeline.store.lease:Lease", "_take", "within", "*.runs.lance/_*"),
     "leased": Point("pipeline.store.lease:Lease", "_take", "after"),
     "fenced": Point("pipeline.store.history", "fence", "after"),
     "run noted": Point("pipeline.store", "write_runs", "after"),

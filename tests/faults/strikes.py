@@ -24,7 +24,6 @@ from reader import Findings, Reader
 
 from pipeline import run, survey
 from pipeline.config import load
-from pipeline.migrate import BESIDE
 from pipeline.verify import verify
 
 Command = Literal["run", "maintain", "rollback", "migrate"]
@@ -150,7 +149,7 @@ def _finish_migration(ground: Ground, place: Path, outcome: Outcome) -> None:
     errand = Errand(place / "config.toml", "migrate", place / "migrated.log", model=str(ground.successor))
     if Child(errand).wait() != 0 and "already" not in errand.log.read_text():
         outcome.wrong.append(f"migrate afterwards: {errand.log.read_text()[-2000:]}")
-    outcome.wrong += [f"left beside the table: {path.name}" for path in place.glob(f"data/lancedb/*{BESIDE}*")]
+    outcome.wrong += [f"left beside the table: {path.name}" for path in place.glob("data/lancedb/*.next*")]
 
 
 def judge(clean: Picture, place: Path, to: Findings) -> None:
