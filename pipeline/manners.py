@@ -48,6 +48,7 @@ class Manners:
             if reason != told:
                 tell(reason)
                 told = reason
+            self._presence.tidy()
             time.sleep(WAIT_S)
 
     def _rests(self) -> str | None:

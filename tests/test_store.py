@@ -14,6 +14,7 @@ import lancedb
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, words
+from lance.commit import CommitConflictError
 from lancedb.index import BTree
 
 from pipeline import run, store
@@ -21,7 +22,7 @@ from pipeline.engine import Casualty, Finished
 from pipeline.errors import Interrupted, QueryError, StoreError, TableBusy
 from pipeline.schema import QUARANTINE, Shard
 from pipeline.status import status
-from pipeline.store import Change, Lease, Store, history, leftovers, sole_writer, tables
+from pipeline.store import Change, Lease, Store, courtesy, history, leftovers, sole_writer, tables
 from pipeline.store import commits as raw
 from pipeline.store import lease as leases
 from pipeline.survey import store_of
@@ -147,6 +148,58 @@ def test_a_run_that_died_is_said_to_have_died_by_the_next(desk: Desk, place: Sto
     desk.write("b.jsonl", [document("z", 3)])
     desk.embed()
     assert {row["run_id"]: row["status"] for row in desk.side("runs")}["dead"] == "died"
+
+
+def sleepless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life as fast as they can be written, of which three are kept."""
+    for module in (leases, courtesy):
+        monkeypatch.setattr(module, "RENEW_S", 0.001)
+    monkeypatch.setattr(leases, "KEPT_SIGNS", 3)
+
+
+def until(so: Callable[[], bool]) -> None:
+    """Wait for something that comes by itself."""
+    deadline = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
+def test_renewals_leave_few_versions_and_who_read_before_them_still_cannot_take_the_lease(
+    place: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleepless(monkeypatch)
+    stale = lance.dataset(place.path("runs"))
+    with Lease(place, "holder") as lease:
+        until(lambda: lance.dataset(place.path("runs")).version > stale.version + 40)
+        kept = [ref["version"] for ref in lance.dataset(place.path("runs")).version_refs()]
+        assert len(kept) <= 12  # twice three, and what comes while they are counted
+        assert stale.version not in kept
+        with pytest.raises(CommitConflictError):
+            leases.put(place, stale, {leases.KEY: leases.Holder.now("thief")})
+        lease.check()
+
+
+def test_signs_of_life_of_a_job_of_days_are_few_though_no_run_holds_the_lease(
+    place: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleepless(monkeypatch)
+    begun = lance.dataset(place.path("runs")).version
+    with store.Migrating(place, "days"):
+        until(lambda: lance.dataset(place.path("runs")).version > begun + 60)
+        assert len(lance.dataset(place.path("runs")).version_refs()) <= 20
+    with Lease(place, "next") as lease:
+        assert lease.unfenced is None
+
+
+def test_maintain_drops_the_signs_of_life_of_earlier_runs(desk: Desk, place: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "KEEP_RUNS", dt.timedelta(0))
+    with Lease(place, "earlier") as lease:
+        for _ in range(100):
+            lease.renew()
+    run.maintain(desk.config)
+    assert len(lance.dataset(place.path("runs")).version_refs()) <= 4
+    assert len(place.opened().version_refs()) >= 2  # of the table itself none is gone
 
 
 # --- rows, file states and quarantine in one instant ---------------------------------------------------------------

@@ -17,7 +17,7 @@ from lance import LanceDataset
 from lance.commit import CommitConflictError
 
 from pipeline.errors import StoreError, TableBusy
-from pipeline.store.lease import KEY, POLL_S, RENEW_S, WAITING, Holder, alive, put, sign_of
+from pipeline.store.lease import KEY, POLL_S, RENEW_S, WAITING, Holder, Lease, Signs, alive, new_run_id, put, sign_of
 from pipeline.store.ownership import Store
 from pipeline.store.tables import create_runs, opened_runs
 
@@ -36,9 +36,11 @@ class Presence:
 
     key: ClassVar[str]
     kind: ClassVar[str]
+    tidies_by_itself: ClassVar[bool]
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store, self._run_id, self._since = store, run_id, time.time_ns()
+        self._signs = Signs(store)
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name=self.kind, daemon=True)
 
@@ -78,28 +80,40 @@ class Presence:
                 return
         raise TableBusy(f"{self._store.label}: several runs are starting at once: wait, and run again")
 
+    def tidy(self) -> None:
+        """Drop old signs of life where no run holds the lease, which would: this one shows life for days without a run."""
+        if not self._signs.many:
+            return
+        with (
+            contextlib.suppress(StoreError),
+            Lease(self._store, new_run_id(), gives_way=True),
+        ):  # of two that tidy at once one is refused
+            self._signs.drop_former()
+
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
             with contextlib.suppress(StoreError):
-                self._show(self._sign())
+                self._signs.add(self._show(self._sign()))
+                if self.tidies_by_itself:
+                    self.tidy()
 
     def _sign(self) -> Holder:
         return Holder.now(self._run_id, since=self._since)
 
-    def _show(self, sign: Holder | None) -> None:
-        _write(self._store, self.key, sign)
+    def _show(self, sign: Holder | None) -> int:
+        return _write(self._store, self.key, sign)
 
 
 class Migrating(Presence):
     """A migration under way: nobody else makes or drops the table beside."""
 
-    key, kind = "latent.migration", "migration"
+    key, kind, tidies_by_itself = "latent.migration", "migration", True
 
 
 class Backfill(Presence):
     """A backfill under way."""
 
-    key, kind = "latent.backfill", "backfill"
+    key, kind, tidies_by_itself = "latent.backfill", "backfill", False  # between its own turns: it would stand in its own way
 
     def in_the_way(self) -> str | None:
         """Who holds the lease, or wants it; None where it is free."""
@@ -143,11 +157,10 @@ def _alive(table: LanceDataset, key: str) -> Holder | None:
     return sign if sign is not None and sign.fresh and not sign.gone else None
 
 
-def _write(store: Store, key: str, word: Holder | str | None) -> None:
-    """However many others write their own words meanwhile."""
+def _write(store: Store, key: str, word: Holder | str | None) -> int:
+    """However many others write their own words meanwhile; returns the version."""
     for attempt in range(TRIES):
         with contextlib.suppress(CommitConflictError):
-            put(store, opened_runs(store), {key: word})
-            return
+            return put(store, opened_runs(store), {key: word})
         time.sleep(POLL_S * 2**attempt)
     raise StoreError(f"{store.label}: {key} could not be written in {TRIES} tries: run again")

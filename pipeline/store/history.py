@@ -10,8 +10,10 @@ import contextlib
 import datetime as dt
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import takewhile
 
 import pyarrow as pa
@@ -30,6 +32,7 @@ from pipeline.store.tables import (
     QUERIES_KEY,
     Asking,
     create_runs,
+    drop_versions,
     former_specs,
     named,
     naming,
@@ -42,6 +45,8 @@ from pipeline.store.tables import (
 )
 
 KEEP = dt.timedelta(days=14)
+KEEP_RUNS = dt.timedelta(hours=1)  # of the table of runs, whose versions are signs of life
+MANIFESTS_AT_ONCE = 32
 FOREIGN = "by another program"
 SAID = {
     "CreateIndex": "indexed",
@@ -203,12 +208,13 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
         expired = _expired(table)
         kept = table.version_refs()[len(expired)]["version"]
         oldest = store.opened(naming_version(store.opened(kept)))  # the commit that names the side tables of what is kept
-        dropped = _drop(table, [v for v in expired if v < oldest.version])
+        dropped = drop_versions(table, [v for v in expired if v < oldest.version])
         names = named(oldest)
         for side in SIDES:
             if (beside := store.open(side)) is not None:
-                dropped += _drop(beside, [v for v in _expired(beside) if v < names.get(side, beside.version)])
-        dropped += sum(_drop(beside, _expired(beside)) for beside in derived)
+                keep, kept_from = (KEEP_RUNS, lease.taken) if side == "runs" else (KEEP, names.get(side, beside.version))
+                dropped += drop_versions(beside, [v for v in _expired(beside, keep) if v < kept_from])
+        dropped += sum(drop_versions(beside, _expired(beside)) for beside in derived)
         files = LanceFileSession(store.path(), storage_options=store.options)
         gone = orphans & leftovers(store)
         for path in sorted(gone):
@@ -260,14 +266,19 @@ def _made_at(table: LanceDataset, version: int) -> dt.datetime:
     return made_at.astimezone(dt.UTC)
 
 
-def _expired(table: LanceDataset) -> list[int]:
-    """Versions superseded longer than KEEP ago. Where the clock once ran backwards, fewer."""
-    before = dt.datetime.now(dt.UTC) - KEEP
-    past = list(takewhile(lambda v: _made_at(table, v) <= before, (ref["version"] for ref in table.version_refs())))
+def _expired(table: LanceDataset, keep: dt.timedelta | None = None) -> list[int]:
+    """Versions superseded longer than KEEP ago, oldest first. Where the clock once ran backwards, fewer.
+
+    Reads the manifests of those alone, some at a time: on an object store each is a request, and a backfill leaves thousands a day.
+    """
+    before = dt.datetime.now(dt.UTC) - (KEEP if keep is None else keep)
+    versions = [ref["version"] for ref in table.version_refs()]
+    past: list[int] = []
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE, thread_name_prefix="manifests") as pool:
+        for start in range(0, len(versions), MANIFESTS_AT_ONCE):
+            some = versions[start : start + MANIFESTS_AT_ONCE]
+            made_at = dict(zip(some, pool.map(partial(_made_at, table), some), strict=True))
+            past += takewhile(lambda version: made_at[version] <= before, some)  # noqa: B023  used in this turn
+            if past[-1:] != some[-1:]:
+                break
     return past[:-1]  # the last of them was the newest within KEEP
-
-
-def _drop(table: LanceDataset, gone: Sequence[int]) -> int:
-    if not gone:
-        return 0
-    return int(table.cleanup_old_versions(versions=list(gone), error_if_tagged_old_versions=False).old_versions)

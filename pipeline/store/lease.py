@@ -6,6 +6,9 @@ machine's clock and it was then silent for WATCH_S: clocks that differ or jump c
 may wake up inside a commit. Who succeeds another therefore fences the main table before anything else (`history.sole_writer`).
 
 A holder that gives way, as a backfill does, is asked to: the word WAITING stands beside its lease until it has let go.
+
+Each renewal is a version of the table of runs, some 20,000 a week. The holder drops those that it has renewed KEPT_SIGNS times since. Lance lets a stale
+change pass when the version that it conflicts with is gone. So the version that last wrote the lease must stay: it is always among the holder's last signs.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from lance.commit import CommitConflictError
 from pipeline.errors import StoreError, TableBusy
 from pipeline.store.failures import lance_errors
 from pipeline.store.ownership import Store
-from pipeline.store.tables import opened_runs
+from pipeline.store.tables import drop_versions, opened_runs
 
 log = logging.getLogger("pipeline")
 KEY = "latent.lease"
@@ -42,6 +45,8 @@ WAIT_S = 2.0  # before a patient one asks again
 LEASE_S = 120.0  # a holder on another machine is not succeeded before it has been silent this long
 RENEW_S = LEASE_S / 4
 WATCH_S = RENEW_S * 1.5  # longer than a living holder is ever silent
+KEPT_SIGNS = 20  # of the holder, some ten minutes: longer than any reader needs a version of this table
+DROPPED_AT_ONCE = 1000  # versions, in well under a second on a disk: a renewal is not late for it
 
 
 alive: set[str] = set()  # runs of this process that hold a lease or want one: who could not give it back is succeeded at once
@@ -85,17 +90,41 @@ def sign_of(table: LanceDataset, key: str) -> Holder | None:
     return Holder(**json.loads(text)) if text else None
 
 
-def put(store: Store, table: LanceDataset, words: Mapping[str, Holder | str | None]) -> None:
-    """Write these words, and take away those that are None, as the table was opened. Raises CommitConflictError where one was written meanwhile."""
+def put(store: Store, table: LanceDataset, words: Mapping[str, Holder | str | None]) -> int:
+    """Write these words, and take away those that are None, as the table was opened; returns the version. Raises CommitConflictError where one was written meanwhile."""
     texts = {key: json.dumps(asdict(word)) if isinstance(word, Holder) else word for key, word in words.items()}
     update = LanceOperation.UpdateConfig(table_metadata_updates=LanceOperation.UpdateMap(texts))
     try:
         with lance_errors(f"{store.label}: the lease cannot be written"):
-            LanceDataset.commit(table, Transaction(table.version, update), storage_options=store.options, max_retries=0)
+            made = LanceDataset.commit(table, Transaction(table.version, update), storage_options=store.options, max_retries=0)
+            return int(made.version)
     except StoreError as error:
         if isinstance(error.__cause__, CommitConflictError):
             raise error.__cause__ from None
         raise
+
+
+class Signs:
+    """The versions of the table of runs that one holder's signs of life made, oldest first. It drops what came before the last KEPT_SIGNS of them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._versions = store, list[int]()
+
+    def add(self, version: int) -> None:
+        self._versions = [*self._versions[1 - 2 * KEPT_SIGNS :], version]
+
+    @property
+    def many(self) -> bool:
+        """Whether it is time to drop some: now and then, since each time lists the table's files."""
+        return len(self._versions) >= 2 * KEPT_SIGNS
+
+    def drop_former(self) -> None:
+        """Under a lease that was taken or renewed since the oldest sign that stays. Raises StoreError."""
+        self._versions = self._versions[-KEPT_SIGNS:]
+        table = opened_runs(self._store)
+        with lance_errors(f"{self._store.label}: old signs of life cannot be dropped"):
+            former = (ref["version"] for ref in table.version_refs() if ref["version"] < self._versions[0])
+            drop_versions(table, sorted(former)[:DROPPED_AT_ONCE])
 
 
 class Lease:
@@ -107,8 +136,10 @@ class Lease:
 
     def __init__(self, store: Store, run_id: str, *, gives_way: bool = False, patient: bool = False) -> None:
         self.run_id = run_id
+        self.taken = 0  # the version of the table of runs that made it this one's
         self.unfenced: str | None = None
         self._store, self._gives_way, self._patient = store, gives_way, patient
+        self._signs = Signs(store)
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -172,7 +203,8 @@ class Lease:
             holder = sign_of(table, KEY)
             if holder is None or self._ours(holder) or holder.gone or holder == silent:
                 with contextlib.suppress(CommitConflictError):
-                    put(self._store, table, {KEY: self._sign()} | ({} if self._gives_way else {WAITING: None}))
+                    self.taken = put(self._store, table, {KEY: self._sign()} | ({} if self._gives_way else {WAITING: None}))
+                    self._signs.add(self.taken)
                     self.unfenced = None if holder is None or self._ours(holder) else holder.run_id
                     return
             elif holder.fresh and holder.gives_way and not self._gives_way:
@@ -216,12 +248,20 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
-                table = opened_runs(self._store)
-                if not self._ours(sign_of(table, KEY)):
+                if not self.renew():
                     return
-                put(self._store, table, {KEY: self._sign()})
             except (StoreError, CommitConflictError):
                 continue  # the next renewal may succeed; until another run takes the lease it is ours, however old
+
+    def renew(self) -> bool:
+        """Give a sign of life, and drop old ones now and then. False where another run has taken the lease. Raises StoreError, CommitConflictError."""
+        table = opened_runs(self._store)
+        if not self._ours(sign_of(table, KEY)):
+            return False
+        self._signs.add(put(self._store, table, {KEY: self._sign()}))
+        if self._signs.many:
+            self._signs.drop_former()
+        return True
 
     def _sign(self) -> Holder:
         return Holder.now(self.run_id, gives_way=self._gives_way)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import lance
@@ -214,6 +214,13 @@ def read_runs(store: Store) -> pa.Table:
     with lance_errors(f"{store.label}: its runs cannot be read"):
         rows = RUNS.empty_table() if table is None else table.to_table().cast(RUNS)
     return rows.sort_by([("started_at", "descending"), ("run_id", "descending")])
+
+
+def drop_versions(table: lance.LanceDataset, versions: Sequence[int]) -> int:
+    """Drop versions of a table, but for those with a tag; returns how many went. Under the lease."""
+    if not versions:
+        return 0
+    return int(table.cleanup_old_versions(versions=list(versions), error_if_tagged_old_versions=False).old_versions)
 
 
 def write_runs(store: Store, rows: pa.Table) -> None:
