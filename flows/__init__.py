@@ -2,7 +2,6 @@
 
     server       which server is meant, or one started here
     patience     when a task tries again, and which runs come too late
-    cancelling   how a cancelled run stops its workers
     telling      names, progress, logs, events
     reports      what a run did, in Markdown
     embed        the flows of the table: embed, backfill, maintain, nightly

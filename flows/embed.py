@@ -10,11 +10,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
-from flows.cancelling import Cancellable, cancellable
 from flows.patience import BACKFILL_S, NIGHT_S, SHORT_S, missed, patient
 from flows.reports import QUARANTINE_SHARE, maintenance, quarantined_share, summary
 from flows.telling import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
-from pipeline import run
+from pipeline import interruption, run
 from pipeline.config import load
 from pipeline.run import Maintained
 from pipeline.schema import Report
@@ -35,7 +34,7 @@ def embed_table(
 ) -> Report:
     """The use-case, or that with a backfill's manners, with an artifact that moves."""
     settings, work = load(config, overrides), run.backfill if backfill else run.embed
-    with cancellable(), logs_to_prefect(), progress_artifact(settings.table.name) as on_progress:
+    with interruption.noted(), logs_to_prefect(), progress_artifact(settings.table.name) as on_progress:
         return work(
             settings,
             on_progress,
@@ -43,7 +42,6 @@ def embed_table(
             allow_deletions=allow_deletions,
             change_source=change_source,
             sample=sample,
-            engine=Cancellable,
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from pipeline import interruption
 from pipeline.errors import EngineError, shown
 
 PORT = 4200  # Prefect's own: of a server that stays. Two that came up at once would both take it for free
@@ -103,9 +104,10 @@ def local_server(folder: Path, port: int = 0) -> Iterator[str]:
             _wait_until_up(server, address, log_path)
             yield address
         finally:
-            del os.environ["PREFECT_API_URL"]
-            server.terminate()
-            server.wait(timeout=30)
+            with interruption.deferred():  # it is in a session of its own: no signal of a terminal would end it
+                del os.environ["PREFECT_API_URL"]
+                server.terminate()
+                server.wait(timeout=30)
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], address: str, log_path: Path) -> None:

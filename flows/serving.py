@@ -9,9 +9,11 @@ from typing import Any
 from prefect import serve
 
 from flows.deployments import deployments
+from pipeline import interruption
 from pipeline.config import Config
 
 
 def serve_flows(config: Path, settings: Config, overrides: Mapping[str, Any]) -> None:
     """Register the flows on the server and run them when they are due, until a signal."""
-    serve(*deployments(str(config), settings, overrides), print_starting_message=False)
+    with interruption.ending_in_order():
+        serve(*deployments(str(config), settings, overrides), print_starting_message=False)

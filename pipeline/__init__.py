@@ -6,6 +6,7 @@ checkpoint, and to resume is to plan again.
 
     pure   schema    the nouns: Arrow schemas, frozen dataclasses
            errors    the error tree
+           interruption  stop signals; imports nothing of the project
            rendering  what a document says -> what a terminal, a log, Markdown may show
            serialization  values -> strict JSON
            plan      source state - table state
@@ -48,8 +49,27 @@ checkpoint, and to resume is to plan again.
 Follow one document: survey.survey -> plan.make_plan -> worker.Worker.embed -> ledger.Ledger.commit -> store.commit.
 """
 
-from pipeline.config import Config, load
-from pipeline.errors import PipelineError
-from pipeline.search import Hit, Table, open_table
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from pipeline.config import Config, load
+    from pipeline.errors import PipelineError
+    from pipeline.search import Hit, Table, open_table
+
+HOMES = {
+    "Config": "config",
+    "load": "config",
+    "PipelineError": "errors",
+    "Hit": "search",
+    "Table": "search",
+    "open_table": "search",
+}
 __all__ = ["Config", "Hit", "PipelineError", "Table", "load", "open_table"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the engines of a name when it is first asked for: a command hears stop signals before it has imported them."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -98,6 +99,19 @@ def shown(uri: str) -> str:
     A secret may hold slashes and the like that were not written as %2F.
     """
     return re.sub(r"//([^/@:]+:.*|[^/@]*)@", "//", uri).partition("?")[0] if "://" in uri else uri
+
+
+URI_SECRETS = re.compile(r"(?<=://)[^/@\s'\"]*@|(?<=[\w/])\?[^\s'\"]*=[^\s'\"]*")
+SECRET_NAMES = re.compile("key|secret|token|password|sas|credential", re.IGNORECASE)
+
+
+def reason_of(error: BaseException, options: Mapping[str, str]) -> str:
+    """One line on why a run ended, as it is kept and shown: without the credentials of URIs and of the store's `options`."""
+    text = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+    for name, value in options.items():
+        if SECRET_NAMES.search(name) and value:
+            text = text.replace(value, "…")
+    return one_line(URI_SECRETS.sub("", text)) or type(error).__name__
 
 
 @dataclass(frozen=True)

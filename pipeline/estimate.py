@@ -68,7 +68,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
         tokens=total,
         cost=cost_of(total, at.config),
         seconds=round(seconds, 3),
-        tokens_per_second=round(rate * workers, 1),
+        tokens_per_second=round(total / seconds, 1),
         workers=workers,
     )
 

@@ -6,17 +6,14 @@ import contextlib
 import datetime as dt
 import json
 import logging
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import metrics, store
+from pipeline import interruption, metrics, store
 from pipeline.engine import Casualty, Finished
 from pipeline.errors import PipelineError
 from pipeline.schema import QUARANTINE, RUNS, ChunkCounts, DocumentCounts, Progress, Receipt, Report, ShardTime
@@ -28,25 +25,6 @@ log = logging.getLogger("pipeline")
 SLOWEST = 5  # shards that a report tells of
 
 
-@contextlib.contextmanager
-def unbroken() -> Iterator[None]:
-    """A stop signal that comes meanwhile takes effect at the end: books that were half kept would lose a document, or commit it twice."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals come to the main thread only
-        return
-    came: list[signal.Signals] = []
-    # Where getsignal tells None the handler is a library's own, and could not be put back.
-    stops = [stop for stop in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(stop) is not None]
-    handlers = {stop: signal.signal(stop, lambda number, _: came.append(signal.Signals(number))) for stop in stops}
-    try:
-        yield
-    finally:
-        for stop, handler in handlers.items():
-            signal.signal(stop, handler)
-        for stop in came[:1]:
-            signal.raise_signal(stop)
-
-
 @dataclass
 class Ledger:
     """What a run has done so far: receipts not yet committed, and sums over all."""
@@ -55,8 +33,11 @@ class Ledger:
     outlook: Outlook
     lease: Lease
     started: float
+    earlier: int = 0  # documents that earlier turns of a backfill committed
     workers: int = 0
     embedded: int = 0
+    committed: int = 0  # of those embedded
+    gave_way: str | None = None  # why
     tokens: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "encode", "write"), 0.0))
@@ -81,14 +62,15 @@ class Ledger:
         self.counts.update(undone_added=planned.added, undone_changed=planned.changed)  # until a worker is through with them
         self.slowest: list[ShardTime] = []
         self._working_since = time.monotonic()
+        interruption.describe(self.stopped())
 
-    @unbroken()
+    @interruption.deferred()
     def adapt_table(self) -> None:
         """Give the table the metadata columns and the source that the config names, before a row is written."""
         place, outlook = self.at.store, self.outlook
         self.base = self.version = store.adapt(place, self.lease, outlook.metadata, outlook.source, self.version)
 
-    @unbroken()
+    @interruption.deferred()  # books that were half kept would lose a document, or commit it twice
     def take(self, finished: Finished | Casualty) -> None:
         """Count a receipt, or a document that no worker survives."""
         documents = finished.shard.documents()
@@ -129,7 +111,7 @@ class Ledger:
             outcome.write_s,
         )
 
-    @unbroken()
+    @interruption.deferred()
     def commit(self, *, last: bool = False) -> list[str]:
         """Make what is pending visible, with the file states and the quarantine that go with it; returns the shards' names.
 
@@ -149,6 +131,8 @@ class Ledger:
             log.info("version %d: %d rows in, %d out", done.version, done.rows_added, done.rows_deleted)
         self._sides |= sides
         self._pending, self._replaced, self._ended = [], [], last
+        self.committed = self.embedded
+        interruption.describe(self.stopped())
         return shards
 
     def commit_if_possible(self) -> None:
@@ -158,10 +142,15 @@ class Ledger:
         except PipelineError as error:
             log.warning("finished shards could not be committed: %s", error)
 
-    def record_if_possible(self, status: str) -> None:
+    def record_if_possible(self, status: str, reason: str) -> None:
         """Before an error is passed on: the error is what the user must read, not that it could not be recorded."""
         with contextlib.suppress(PipelineError):
-            self.record(status)
+            self.record(status, reason)
+
+    def stopped(self) -> str:
+        """What to say where a stop signal ends the run now."""
+        done, total = self.earlier + self.committed, self.earlier + self.total
+        return f"stopped: {done} of {total} documents are committed; 'latent run' goes on from there"
 
     @property
     def undone(self) -> int:
@@ -206,8 +195,8 @@ class Ledger:
         """Keep it if it is among the slowest."""
         self.slowest = sorted([*self.slowest, shard], key=lambda each: -each.seconds)[:SLOWEST]
 
-    def record(self, status: str) -> None:
-        """Say in the table of runs where this one stands: running, done, gave way, interrupted or failed."""
+    def record(self, status: str, reason: str | None = None) -> None:
+        """Say in the table of runs where this one stands, and why: running, done, gave way, interrupted or failed."""
         if status != "running":
             metrics.ended(self.at.store.name, status)
         row = {
@@ -217,6 +206,7 @@ class Ledger:
             "finished_at": None if status == "running" else dt.datetime.now(dt.UTC),
             "table_version": self.version,
             "report": json.dumps(asdict(self.report())),
+            "reason": reason,
         }
         store.write_runs(self.at.store, pa.Table.from_pylist([row], schema=RUNS))
 

@@ -22,6 +22,7 @@ class Manners:
         self._settings, self._place, self._presence = config.backfill, place, presence
         self._zone = ZoneInfo(config.schedule.timezone)
         self._asked = self._begun = time.monotonic()
+        self.committed = 0  # documents, by the turns so far
 
     def begin(self) -> None:
         """From here on its pace counts."""

@@ -10,23 +10,25 @@ import datetime as dt
 import json
 import logging
 import re
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pyarrow as pa
 
-from pipeline import metrics, store
+from pipeline import interruption, metrics, store
 from pipeline.config import Config
 from pipeline.encode import loss_of
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted, QueryError, SourceError, StoreError, TableBusy
+from pipeline.errors import Interrupted, PipelineError, QueryError, SourceError, StoreError, TableBusy, reason_of
 from pipeline.estimate import estimate
 from pipeline.exposition import shown_at
 from pipeline.ledger import SLOWEST, Ledger
 from pipeline.manners import Manners
-from pipeline.schema import RUNS, ChunkCounts, Progress, Report
+from pipeline.schema import RUNS, ChunkCounts, DocumentCounts, Progress, Report
 from pipeline.store import Store, Tuning, Words, new_run_id
 from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
@@ -71,8 +73,27 @@ def embed(
     `sample`: that share of the documents to do, chosen by content; the rest is another run's. `engine` is the seam for workers of another kind. With
     `manners` it is a turn of `backfill`. Raises PipelineError; Interrupted where a signal stopped it. Either way what had been finished is committed.
     """
-    started = time.perf_counter()
     run_id = new_run_id()
+    with _recorded(config, run_id, gives_way=manners is not None):
+        return _embed(
+            config, run_id, on_progress, engine, manners, _Asked(retry_quarantined, allow_deletions, change_source, sample)
+        )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a run is asked for beside the config."""
+
+    retry_quarantined: bool
+    allow_deletions: bool
+    change_source: bool
+    sample: float
+
+
+def _embed(  # noqa: PLR0917
+    config: Config, run_id: str, on_progress: OnProgress, engine: MakeEngine, manners: Manners | None, asked: _Asked
+) -> Report:
+    started = time.perf_counter()
     at = scene(config)
 
     def look() -> Outlook:
@@ -80,12 +101,12 @@ def embed(
             at,
             run_id,
             on_progress,
-            retry_quarantined=retry_quarantined,
-            change_source=change_source,
-            share=sample,
+            retry_quarantined=asked.retry_quarantined,
+            change_source=asked.change_source,
+            share=asked.sample,
             backfill=manners is not None,
         )
-        if outlook.refused and not allow_deletions:
+        if outlook.refused and not asked.allow_deletions:
             raise SourceError(outlook.refused)
         return outlook
 
@@ -100,12 +121,38 @@ def embed(
         at = scene(config)  # another run may have made the table first, or migrated it
         if _moved_on(at, outlook):
             outlook = look()
-        ledger = Ledger(at, outlook, lease, started)
+        ledger = Ledger(at, outlook, lease, started, earlier=manners.committed if manners else 0)
         ledger.record("running")
         with shown_at(config.metrics.listen, metrics.REGISTRY):
             _work_and_record(ledger, on_progress, engine, manners)
+        if manners is not None:
+            manners.committed += ledger.committed
     on_progress(Progress("done", ledger.embedded, ledger.total, ledger.tokens, ledger.lost.num_rows))
     return ledger.report()
+
+
+@contextmanager
+def _recorded(config: Config, run_id: str, *, gives_way: bool) -> Iterator[None]:
+    """Record why a run ends before it has the table to itself, where there is a table of runs: the next morning nobody has its terminal."""
+    started_at, started = dt.datetime.now(dt.UTC), time.perf_counter()
+    try:
+        yield
+    except BaseException as error:
+        stop = interruption.raised() or error
+        if not (gives_way and isinstance(stop, TableBusy)):  # a backfill meets a busy table often, and waits
+            with interruption.deferred(), suppress(PipelineError):
+                report = Report(run_id, None, DocumentCounts(), ChunkCounts(), 0, round(time.perf_counter() - started, 2), 0.0)
+                _record_unstarted(config, started_at, report, *_ended(config, stop))
+        raise
+
+
+def _record_unstarted(config: Config, started_at: dt.datetime, report: Report, status: str, reason: str) -> None:
+    place = store_of(config)
+    if place.open("runs") is None or report.run_id in store.read_runs(place)["run_id"].to_pylist():  # the ledger has recorded it
+        return
+    row = {"run_id": report.run_id, "status": status, "started_at": started_at, "finished_at": dt.datetime.now(dt.UTC)}
+    row |= {"table_version": None, "report": json.dumps(asdict(report)), "reason": reason}
+    store.write_runs(place, pa.Table.from_pylist([row], schema=RUNS))
 
 
 def backfill(
@@ -188,29 +235,44 @@ def _moved_on(at: Scene, outlook: Outlook) -> bool:
 
 def _work_and_record(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, manners: Manners | None) -> None:
     """Do the plan; however it ends, commit what is finished and say in the table of runs how it ended."""
-    try:
-        ledger.adapt_table()
-        whole = _work(ledger, on_progress, make_engine, manners)
-        ledger.commit(last=whole)
-    except StoreError:  # the table has been asked again and again just now
-        ledger.record_if_possible("failed")
-        raise
-    except Exception:
-        ledger.commit_if_possible()
-        ledger.record_if_possible("failed")
-        raise
-    except BaseException as stop:  # no failure: Ctrl-C, or Prefect's way to cancel a run or to end it at its time limit
-        ledger.commit()
-        ledger.record("interrupted")
-        if not isinstance(stop, KeyboardInterrupt):
-            raise
-        raise Interrupted(
-            f"stopped: {ledger.embedded} of {ledger.total} documents are committed; 'latent run' goes on from there"
-        ) from None
-    ledger.record("done" if whole else "gave way")
+    recorded = False
+    with ExitStack() as workers:  # they end after the commit, which needs none: Ray may be dying, and end this process
+        try:
+            ledger.adapt_table()
+            whole = _work(ledger, workers, on_progress, make_engine, manners)
+            with interruption.deferred():
+                ledger.commit(last=whole)
+                ledger.record("done" if whole else "gave way", ledger.gave_way)
+                recorded = True
+        except BaseException as error:  # noqa: BLE001 it is raised again
+            # No failure: a stop signal, or Prefect's way to cancel a run or to end it at its time limit. A library may have made an error of it.
+            stop = interruption.raised() or (None if isinstance(error, Exception) else error)
+            if not recorded:
+                _keep(ledger, error, stop)
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted(ledger.stopped()) from None
+            raise (stop or error) from error.__cause__
 
 
-def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, manners: Manners | None) -> bool:
+def _keep(ledger: Ledger, error: BaseException, stop: BaseException | None) -> None:
+    """Commit what is finished of a run that fails or is stopped, and record how it ended."""
+    with interruption.deferred():
+        if stop is not None or not isinstance(error, StoreError):  # such a table has been asked again and again just now
+            ledger.commit_if_possible()
+        ledger.record_if_possible(*_ended(ledger.at.config, stop or error))
+
+
+def _ended(config: Config, error: BaseException) -> tuple[str, str]:
+    """Status and reason of a run that this ended."""
+    if isinstance(error, Exception):
+        return "failed", reason_of(error, config.table.storage_options)
+    number = interruption.received()
+    if number is signal.SIGALRM:
+        return "interrupted", "stopped by the time limit of its flow"
+    return "interrupted", f"stopped by {number.name if number is not None else type(error).__name__}"
+
+
+def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engine: MakeEngine, manners: Manners | None) -> bool:
     """Shards to workers, receipts to the ledger, a commit every COMMIT_S. False where it gave way before all was done."""
     at, outlook, reason = ledger.at, ledger.outlook, None
     if not outlook.plan.shards:
@@ -219,23 +281,24 @@ def _work(ledger: Ledger, on_progress: OnProgress, make_engine: MakeEngine, mann
     if manners is not None:
         manners.begin()
     job = Job(at.config, at.spec, outlook.metadata, at.store, ledger.lease.run_id, ledger.base)
-    with make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)) as engine:
-        ledger.workers = engine.workers
-        metrics.WORKERS.labels(at.store.name).set(engine.workers)
-        committed = time.monotonic()
-        for outcome in engine.work(outlook.plan.shards):
-            if outcome is not None:
-                ledger.take(outcome)
-                on_progress(ledger.progress())
-            if time.monotonic() - committed > COMMIT_S:
-                engine.settle(ledger.commit())
-                store.index_words_when_due(at.store, _words(at.config))
-                committed = time.monotonic()
-            if manners is not None and reason is None:
-                engine.hold = manners.too_fast(ledger.tokens)
-                if (reason := manners.gives_way(ledger.lease)) is not None:
-                    log.info("the backfill gives way: %s", reason)
-                    engine.stop()
+    engine = workers.enter_context(make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)))
+    ledger.workers = engine.workers
+    metrics.WORKERS.labels(at.store.name).set(engine.workers)
+    committed = time.monotonic()
+    for outcome in engine.work(outlook.plan.shards):
+        if outcome is not None:
+            ledger.take(outcome)
+            on_progress(ledger.progress())
+        if time.monotonic() - committed > COMMIT_S:
+            engine.settle(ledger.commit())
+            store.index_words_when_due(at.store, _words(at.config))
+            committed = time.monotonic()
+        if manners is not None and reason is None:
+            engine.hold = manners.too_fast(ledger.tokens)
+            if (reason := manners.gives_way(ledger.lease)) is not None:
+                ledger.gave_way = reason
+                log.info("the backfill gives way: %s", reason)
+                engine.stop()
     return not ledger.undone
 
 
@@ -276,6 +339,18 @@ def maintain(config: Config) -> Maintained:
         orphans = store.leftovers(place)
         tuning = update_indexes(config)
         return Maintained(tuning, *store.clean_up(place, lease, orphans))
+
+
+def report_as_of_now(config: Config, report: Report) -> Report:
+    """The report with the newest version of the table, once indexes have made further ones; so it stands in the table of runs too."""
+    place = store_of(config)
+    report = replace(report, table_version=int(place.opened().version))
+    rows = [row for row in store.read_runs(place).to_pylist() if row["run_id"] == report.run_id]
+    with suppress(StoreError):  # a diary: the next run writes it anew
+        for row in rows:
+            told = {"table_version": report.table_version, "report": json.dumps(asdict(report))}
+            store.write_runs(place, pa.Table.from_pylist([row | told], schema=RUNS))
+    return report
 
 
 def update_indexes(config: Config) -> Tuning | None:
@@ -328,7 +403,8 @@ def rollback(config: Config, to: str) -> RolledBack:
 
 def version_of(place: Store, to: str) -> int:
     """The version that is meant by its number, or by the run at the end of which it stood. Raises QueryError where there is no such run."""
-    runs = {row["run_id"]: row["table_version"] for row in store.read_runs(place).to_pylist() if row["status"] != "running"}
+    rows = store.read_runs(place).to_pylist()
+    runs = {row["run_id"]: row["table_version"] for row in rows if row["status"] != "running" and row["table_version"] is not None}
     if to not in runs and not re.fullmatch("[0-9]{1,18}", to):  # Lance counts in 64 bits
         raise QueryError(f"no run {to!r} of {place.label}: give a version's number or a run, 'latent status' lists both")
     if (version := runs.get(to, to)) is None:

@@ -87,8 +87,11 @@ RUNS = pa.schema(
         pa.field("status", pa.string(), nullable=False),  # running | done | gave way | interrupted | failed | died
         pa.field("started_at", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("finished_at", pa.timestamp("us", "UTC")),
-        pa.field("table_version", pa.int64()),
+        pa.field("table_version", pa.int64()),  # null: it ended before it had the table to itself
         pa.field("report", pa.string()),  # the run's Report as JSON
+        pa.field(
+            "reason", pa.string()
+        ),  # one line: why it failed, was interrupted, gave way or is taken for dead; null where it is done
     ]
 )
 
@@ -333,7 +336,11 @@ class ChunkCounts:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did, or, from `latent plan`, is expected to do."""
+    """What a run did, or, from `latent plan`, is expected to do. A field means the same in both.
+
+    `table_version` is the newest when the command ends, indexes included. `tokens_per_second` are the tokens of the job by its `seconds`, with the start of Ray and of
+    the model.
+    """
 
     run_id: str | None
     table_version: int | None

@@ -12,9 +12,9 @@ the log. The page /docs loads nothing from elsewhere.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -31,6 +31,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.cors import CORSMiddleware
 
+from pipeline import interruption
 from pipeline import status as table_status
 from pipeline.config import Mode, Search
 from pipeline.errors import ConfigError, PipelineError, QueryError
@@ -184,7 +185,8 @@ def serve(table: Table, host: str, port: int, on_ready: Callable[[Address], None
         shown = f"[{reached}]" if ":" in reached else reached
         on_ready(Address(f"http://{shown}:{listening.getsockname()[1]}", token))
         server = uvicorn.Server(uvicorn.Config(service(table, token, figures, host), log_level="warning"))
-        with contextlib.suppress(KeyboardInterrupt):  # raised once more, after what was under way
+        with interruption.ending_in_order():
+            signal.signal(signal.SIGHUP, server.handle_exit)  # as uvicorn itself does for the others
             server.run([listening])
 
 

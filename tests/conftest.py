@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import run, survey
+from pipeline import interruption, run, survey
 from pipeline.cli import main
 from pipeline.config import Config, load
 from pipeline.engine import Casualty, Crew, Finished, MakeWorker
@@ -211,7 +210,6 @@ Latent = Callable[..., Said]
 @pytest.fixture
 def latent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Latent]:
     """A command line in this process: `latent(desk.folder, "search", "x")`. What a process of its own does otherwise is in test_cli."""
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     log = logging.getLogger("pipeline")
     logs = log.handlers, log.propagate, log.level
 
@@ -219,15 +217,16 @@ def latent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["latent", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            interruption.uninstall()
         return Said(int(ended.value.code or 0), *capsys.readouterr())
 
     yield call
     log.handlers, log.propagate = logs[:2]
     log.setLevel(logs[2])
-    for number, handler in signals.items():
-        signal.signal(number, handler)
 
 
 def words(*numbers: int) -> str:

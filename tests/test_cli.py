@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,23 +222,34 @@ def test_an_output_that_is_not_utf_8_is_written_and_nothing_acts_on_the_terminal
     assert json.loads(done.stdout)["error"].startswith(hostile)
 
 
-@pytest.mark.parametrize("way", [[], ["--flow"]], ids=["directly", "as a flow"])
-def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(way: list[str], desk: Desk) -> None:
+# 15 s each: Ray starts, and ends.
+@pytest.mark.parametrize(
+    ("stop", "way"),
+    [(signal.SIGINT, []), (signal.SIGTERM, ["--flow"]), (signal.SIGTERM, ["--json"]), (signal.SIGHUP, ["--json"])],
+    ids=["Ctrl-C", "SIGTERM to a flow", "SIGTERM", "SIGHUP"],
+)
+def test_a_stop_signal_keeps_finished_shards_and_says_how_to_go_on(stop: signal.Signals, way: list[str], desk: Desk) -> None:
     desk.write("a.jsonl", [{"id": str(i), "text": words(*([100 + i] * 5_000))} for i in range(120)])
     command = [LATENT, "run", "--verbose", "--chunk.tokens=1000", "--ray.workers=1", *way]
-    # A group of its own, signalled whole: as a terminal does it.
-    with subprocess.Popen(command, cwd=desk.folder, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    # A group of its own, signalled whole: as a terminal, systemd and timeout do it. They also do it again and again.
+    with subprocess.Popen(
+        command, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
         seen = []
         for line in run.stderr:
             seen.append(line)
             if "shard" in line:
-                os.killpg(run.pid, signal.SIGINT)
                 break
+        while run.poll() is None:
+            os.killpg(run.pid, stop)
+            time.sleep(0.2)
         seen += run.stderr.readlines()
-    assert run.returncode == 130, "".join(seen)
+        out = run.stdout.read()
+    assert run.returncode == 128 + stop, "".join(seen)
     assert re.fullmatch(r"stopped: (\d+) of 120 documents are committed; 'latent run' goes on from there\n", seen[-1]), "".join(
         seen
     )
+    assert json.loads(out) == {"error": seen[-1].strip(), "kind": "Interrupted"} if "--json" in way else out == ""
     committed = int(re.search(r"\d+", seen[-1])[0])
     assert 0 < committed < 120
     assert _processes_of(run.pid) == []
@@ -250,12 +262,53 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(way: list[str], desk
     assert (report.documents.added, report.documents.unchanged) == (120 - committed, committed)
 
 
-def _processes_of(session: int) -> list[str]:
+@pytest.mark.parametrize("sign", ["lance.abi3.so", "_raylet.so", "gcs_server"])
+def test_a_stop_signal_before_anything_is_encoded_leaves_no_process(sign: str, desk: Desk) -> None:
+    """12 s: while a library is loaded, and while Ray starts, where the signal waits until it is up. Nobody reads stdout any more."""
+    desk.write("a.jsonl", [{"id": str(i), "text": words(100 + i)} for i in range(120)])
+    command = [LATENT, "run", "--verbose", "--json", "--ray.workers=1"]
+    with subprocess.Popen(
+        command, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        run.stdout.close()
+        maps = Path(f"/proc/{run.pid}/maps")
+        while run.poll() is None and sign not in maps.read_text() + " ".join(_processes_of(run.pid, wait_s=0)):
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        seen = run.stderr.read()
+    assert run.returncode == 143, seen
+    assert re.fullmatch(r"stopped: .*\n", seen), seen
+    assert _processes_of(run.pid) == []
+
+
+def test_no_stop_signal_is_reported_as_a_failed_check(desk: Desk, latent: Latent) -> None:
+    """Lance makes a ValueError of what the handler raises."""
+    desk.write("a.jsonl", [{"id": str(i), "text": words(i % 500, i // 500, i % 7)} for i in range(20_000)])
+    desk.embed()
+    assert latent(desk.folder, "verify").code == 0
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # a signal that comes too late
+    try:
+        done = []
+        for delay_s in (0.02, 0.05, 0.1, 0.2, 0.4):
+            timer = threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.start()
+            done.append(latent(desk.folder, "verify", "--json"))
+            timer.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert {each.code for each in done} <= {0, 143}
+    stopped = [each for each in done if each.code == 143]
+    assert stopped
+    assert {(json.loads(each.out)["kind"], each.err.count("\n")) for each in stopped} == {("Interrupted", 1)}
+
+
+def _processes_of(session: int, wait_s: float = 60) -> list[str]:
     """What still runs of a session, a moment after its leader ended."""
-    for _ in range(120):
+    until = time.monotonic() + wait_s
+    while True:
         listed = subprocess.run(["ps", "-s", str(session), "-o", "args="], capture_output=True, text=True, check=False)
-        if not listed.stdout.strip():
-            return []
+        if not listed.stdout.strip() or time.monotonic() >= until:
+            break
         time.sleep(0.5)
     return listed.stdout.splitlines()
 

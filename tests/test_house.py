@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from conftest import Latent
 
-from pipeline.cli import app
+from pipeline.cli import keep, retrieve, space  # noqa: F401  they register their commands
+from pipeline.cli.app import app
 from pipeline.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
 PURE = {
     "schema",
     "errors",
+    "interruption",
     "rendering",
     "serialization",
     "plan",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import gzip
 import os
 import random
@@ -20,8 +21,10 @@ from conftest import Desk, HereAndNow, Latent, words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import run, source, survey
-from pipeline.errors import Interrupted, SourceError, SpecMismatch, TableBusy
+from pipeline import run, source, store, survey
+from pipeline.errors import EngineError, Interrupted, QueryError, SourceError, SpecMismatch, TableBusy
+from pipeline.schema import RUNS
+from pipeline.status import runs
 from pipeline.store import Lease
 from pipeline.verify import verify
 
@@ -411,6 +414,90 @@ def test_stopping_keeps_what_is_finished_and_the_next_run_goes_on(desk: Desk, st
     report = desk.embed()
     assert (report.documents.added, report.documents.unchanged) == (150, 150)
     assert len(desk.rows()) == 300
+
+
+def test_the_table_of_runs_says_why_a_run_failed_was_stopped_or_is_taken_for_dead(desk: Desk, latent: Latent) -> None:
+    desk.write("a.jsonl", [document("x", 1)])
+    desk.embed()
+    place = survey.store_of(desk.config)
+
+    def ending(error: BaseException) -> None:
+        class Ending(HereAndNow):
+            def work(self, shards):
+                raise error
+                yield
+
+        desk.write("a.jsonl", [document("x", 2)])
+        with pytest.raises((Exception, KeyboardInterrupt)):
+            desk.embed(engine=Ending)
+
+    ending(KeyboardInterrupt())
+    ending(EngineError("Ray at 'local' does not start: no room"))
+    ending(OSError("GET s3://user:canary@bucket/x?sig=canary failed\nand more of it"))
+    desk.config_path.write_text(desk.config_path.read_text().replace("src/**", "none/**"))
+    with pytest.raises(SourceError):  # before it has the table to itself
+        desk.embed()
+    desk.config_path.write_text(desk.config_path.read_text().replace("none/**", "src/**"))
+    rows = store.read_runs(place).to_pylist()
+    store.write_runs(place, pa.Table.from_pylist([rows[-1] | {"run_id": "dead", "status": "running"}], schema=RUNS))
+    desk.embed()
+    found = [(row["status"], row["reason"]) for row in runs(desk.config)]
+    done, source, crashed, engine, stopped, *rest = found
+    assert done == ("done", None)
+    assert source[0] == "failed"
+    assert "no such file or folder" in source[1]
+    assert crashed == ("failed", "OSError: GET s3://bucket/x failed")
+    assert engine == ("failed", "Ray at 'local' does not start: no room")
+    assert stopped == ("interrupted", "stopped by KeyboardInterrupt")
+    assert dict(rest)["died"].startswith("its process was killed, or its machine failed: run ")
+    assert engine[1] in latent(desk.folder, "runs").out
+    assert engine[1] in latent(desk.folder, "status").out
+    assert engine[1] in {row["reason"] for row in latent(desk.folder, "runs", "--json").answer["runs"]}
+
+
+def test_a_table_of_runs_that_an_earlier_version_made_gains_the_reason(desk: Desk) -> None:
+    desk.write("a.jsonl", [document("x", 1)])
+    desk.embed()
+    place = survey.store_of(desk.config)
+    place.open("runs").drop_columns(["reason"])
+    assert [row["reason"] for row in runs(desk.config)] == [None]
+    desk.write("a.jsonl", [document("x", 2)])
+    desk.embed()
+    assert [(row["status"], row["reason"]) for row in runs(desk.config)] == [("done", None)] * 2
+    assert "reason" in place.open("runs").schema.names
+
+
+def test_a_run_that_ends_before_it_has_the_table_hides_no_failure_of_the_one_before(desk: Desk) -> None:
+    """The last commit of a run that failed may still be on its way: the next one that writes fences it out."""
+    desk.write("a.jsonl", [document("x", 1)])
+    desk.embed()
+    place = survey.store_of(desk.config)
+    rows = store.read_runs(place).to_pylist()
+    store.write_runs(place, pa.Table.from_pylist([rows[0] | {"status": "failed"}], schema=RUNS))
+    later = {"run_id": "later", "started_at": dt.datetime.now(dt.UTC), "status": "interrupted", "table_version": None}
+    store.write_runs(place, pa.Table.from_pylist([rows[0] | later], schema=RUNS))
+    desk.write("a.jsonl", [document("x", 2)])
+    desk.embed()
+    assert any(version.what.startswith("fence: ") for version in store.versions(place, 20))
+    with pytest.raises(QueryError, match="no run 'later'"):
+        run.version_of(place, "later")
+
+
+def test_the_version_of_a_report_is_the_newest_once_indexes_are_made(desk: Desk, latent: Latent) -> None:
+    desk.write("a.jsonl", [document(str(i), i) for i in range(100, 200)])
+    report = desk.embed()
+    run.maintain(desk.config)
+    newest = run.report_as_of_now(desk.config, report).table_version
+    assert newest == survey.store_of(desk.config).opened().version > report.table_version
+    assert latent(desk.folder, "run", "--json").answer["table_version"] == newest
+    assert [row["table_version"] for row in runs(desk.config)] == [newest]
+    assert runs(desk.config)[0]["report"]["table_version"] == newest
+
+
+def test_tokens_per_second_are_those_of_the_job_by_its_seconds_in_plan_and_run(desk: Desk) -> None:
+    desk.write("a.jsonl", [document(str(i), i) for i in range(100, 200)])
+    for report in (run.plan(desk.config), desk.embed()):
+        assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds, rel=0.1)
 
 
 def test_other_settings_for_reading_open_every_file_again(desk_for: Callable[..., Desk], tmp_path: Path) -> None:

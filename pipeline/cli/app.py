@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import signal
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -14,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.show import failed, log_to_terminal, say
+from pipeline.cli.show import log_to_terminal
 from pipeline.config import Config, load, setting
-from pipeline.errors import Interrupted, PipelineError, UsageError
+from pipeline.errors import UsageError
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+(?:\.[^=]+)?)(?:=(.*))?", re.DOTALL)
 
@@ -49,26 +47,7 @@ ConfigPath = Annotated[Path, typer.Option("--config", help="The settings.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 
-def main() -> None:
-    """Entry point of the `latent` script."""
-    for stream in (sys.stdout, sys.stderr):  # an output that is not UTF-8 shows what it has no character for as ?
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell without job control starts background jobs with it ignored
-        signal.signal(number, signal.default_int_handler)
-    as_json = "--json" in sys.argv[1:]
-    try:
-        code = _called(sys.argv[1:])
-    except PipelineError as error:
-        failed(error, as_json=as_json)
-        raise SystemExit(130 if isinstance(error, Interrupted) else error.exit_code) from None
-    except KeyboardInterrupt:
-        say("stopped: nothing was under way that is not safe; run the command again")
-        raise SystemExit(130) from None
-    raise SystemExit(code)
-
-
-def _called(arguments: list[str]) -> int:
+def call(arguments: list[str]) -> int:
     """Run the command; returns its exit code. Raises UsageError if the command line is wrong, besides what the command raises."""
     rest, given = _pull_settings(arguments)
     _overrides.set(given)

@@ -122,6 +122,7 @@ def run(
     if maintain and (changed or use_case.searches_lag(settings)):
         try:
             use_case.maintain(settings)
+            report = use_case.report_as_of_now(settings, report)
         except PipelineError as error:  # the next run, or another that is under way, does it
             say(f"warning: the run is committed, but the indexes are not up to date: {error}")
     printed(report, as_json, *told(report, planned=False))

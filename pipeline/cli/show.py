@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import re
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from pipeline import interruption
 from pipeline.config import Config
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.rendering import LineFormatter, printable_line
@@ -96,9 +98,15 @@ def say(text: str) -> None:
 
 
 def failed(error: PipelineError, *, as_json: bool) -> None:
+    """The error, in one line on stderr and with `--json` as the one object on stdout. Either may be closed, or a terminal that is gone."""
+    with contextlib.suppress(OSError):
+        say(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}")
     if as_json:
-        sys.stdout.write(to_json({"error": str(error), "kind": type(error).__name__}) + "\n")
-    say(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}")
+        try:
+            sys.stdout.write(to_json({"error": str(error), "kind": type(error).__name__}) + "\n")
+            sys.stdout.flush()
+        except OSError:  # nobody reads it; Python tries again when it ends
+            interruption.silence(sys.stdout.fileno())
 
 
 def stamp(moment: dt.datetime, zone: dt.tzinfo) -> str:
@@ -108,14 +116,14 @@ def stamp(moment: dt.datetime, zone: dt.tzinfo) -> str:
 
 def runs_of(rows: list[dict[str, Any]], zone: dt.tzinfo) -> Grid:
     """Runs as `pipeline.status.runs` gives them."""
-    return Grid(("run", "status", "started", "seconds", "version", "documents"), [_run_cells(row, zone) for row in rows])
+    return Grid(("run", "status", "started", "seconds", "version", "documents", "reason"), [_run_cells(row, zone) for row in rows])
 
 
 def _run_cells(row: dict[str, Any], zone: dt.tzinfo) -> tuple[str, ...]:
     documents = ", ".join(f"{n} {what}" for what, n in row["report"]["documents"].items() if n)
     spent = f"{(row['finished_at'] - row['started_at']).total_seconds():.1f}" if row["finished_at"] else ""
     version = "" if row["table_version"] is None else str(row["table_version"])
-    return row["run_id"], row["status"], stamp(row["started_at"], zone), spent, version, documents
+    return row["run_id"], row["status"], stamp(row["started_at"], zone), spent, version, documents, row.get("reason") or ""
 
 
 def told(report: Report, *, planned: bool) -> list[str]:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from pipeline import interruption
 from pipeline.engine.claims import CLAIMS, Book, Claims, RemoteClaims
 from pipeline.errors import EngineError, Failure, PipelineError, one_line, shortened
 from pipeline.schema import Receipt, Shard
@@ -36,6 +38,7 @@ GROW_S = 5.0  # between two looks at whether the cluster has room for more worke
 HEAD_S = 20.0  # so long may the head be silent. Ray ends this process without a word of ours after 60 s, or 40 s where another has taken its place
 ANSWER_S = 2.0  # for the head to answer
 LAST_SHARDS_S = 20.0  # a run that is to end waits this long for what is in hand; what takes longer is given up
+REINSTALL_S = 0.002  # between two looks whether Ray has replaced a handler
 ANSI_COLOURS = re.compile(r"\x1b\[\d*m")
 OBJECT_STORE_BYTES = (
     100 << 20
@@ -154,25 +157,33 @@ class Engine:
             # Ray listens on all interfaces, unless it takes this machine for one of those it makes no clusters of: then on loopback.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
             _read_environment_again()
-        try:
-            with warnings.catch_warnings():
-                # Lance warns of forks. Ray's are followed by exec at once, and nothing of Lance runs in between.
-                warnings.filterwarnings("ignore", message=".*fork.*")
-                self._connect()
-        except Exception as error:  # when its daemons come up too slowly, Ray raises just that
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise EngineError(f"Ray at {self._crew.address!r} does not start: {reason}: check [ray] address") from error
-        self._hire()
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._shut_down)
+            try:
+                with warnings.catch_warnings(), _own_signal_handlers():
+                    # Lance warns of forks. Ray's are followed by exec at once, and nothing of Lance runs in between.
+                    warnings.filterwarnings("ignore", message=".*fork.*")
+                    self._connect()
+            except Exception as error:  # when its daemons come up too slowly, Ray raises just that
+                interruption.raise_if_received()
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise EngineError(f"Ray at {self._crew.address!r} does not start: {reason}: check [ray] address") from error
+            self._hire()
+            undone.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        """End the workers and what Ray started here. A stop signal meanwhile would leave processes behind."""
         import ray
 
-        for seat in self._seats:
-            ray.kill(seat.actor)
-        if self._claims is not None:
-            ray.kill(self._claims)
-        ray.shutdown()
+        with interruption.deferred():
+            if ray.is_initialized():
+                for actor in (*(seat.actor for seat in self._seats), *([self._claims] if self._claims is not None else [])):
+                    ray.kill(actor)
+            _shut_down_ray()
 
     def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty | None]:
         """Receipts as they come, in no order; None after a second without any. Unless stopped, every document ends in a receipt or as a casualty.
@@ -180,8 +191,17 @@ class Engine:
         Shards of nodes that leave are done by others; nodes that join a cluster get workers. A PipelineError from a worker speaks of the model, the
         table or the source, not of a document: it ends the work, unless it may pass and not all that is in hand meets one.
         """
-        todo, last_ready = _Todo(deque(shards)), time.monotonic()
+        try:
+            yield from self._work(_Todo(deque(shards)))
+        except SystemError as error:  # what a signal raises while Ray waits comes out of it as the cause of such
+            if error.__cause__ is None or isinstance(error.__cause__, Exception):
+                raise
+            raise error.__cause__ from None
+
+    def _work(self, todo: _Todo) -> Iterator[Finished | Casualty | None]:
+        last_ready = time.monotonic()
         while todo:
+            interruption.raise_if_received()
             if self._ends < math.inf and (not todo.in_flight or time.monotonic() > self._ends):
                 return
             self._grow(todo.waiting)
@@ -244,7 +264,11 @@ class Engine:
             modules = {"py_modules": [pipeline]}  # the nodes run the driver's code, whatever is installed there
             ray.init(address=crew.address, runtime_env=modules, log_to_driver=False, logging_level=logging.ERROR)
             return
-        with _environment(crew.environment):  # the processes that Ray makes ahead have it too, so workers need not wait for others
+        # A signal meanwhile would leave processes of Ray behind that nobody knows of yet.
+        with (
+            interruption.deferred(),
+            _environment(crew.environment),
+        ):  # the processes that Ray makes ahead have it too, so workers need not wait for others
             ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, crew.cpus * crew.least),
@@ -388,6 +412,39 @@ class Engine:
                     seat.in_hand.add(ref)
                     seat.alone = suspect
                     todo.in_flight[ref] = (seat, shard)
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep Ray from its own handler of SIGTERM, which makes SystemExit(1) of the signal. SIGHUP of a terminal does not reach its processes."""
+    from ray._private import utils
+
+    handler_of_ray, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    blocked = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGHUP}
+    )  # they inherit it; another thread here still takes the signal
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        utils.set_sigterm_handler = handler_of_ray
+
+
+def _shut_down_ray() -> None:
+    """`ray.shutdown`, which gives signals back their default before it ends Ray's processes, and takes seconds: a second SIGTERM would end this process.
+
+    So it goes on beside the main thread, which alone can put handlers in place.
+    """
+    import ray
+
+    if threading.current_thread() is not threading.main_thread() or not ray.is_initialized():
+        ray.shutdown()
+        return
+    shutdown = threading.Thread(target=ray.shutdown, name="ray.shutdown")
+    shutdown.start()
+    while shutdown.is_alive():
+        interruption.reinstall()
+        shutdown.join(REINSTALL_S)
 
 
 def _read_environment_again() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import store
+from pipeline import interruption, store
 from pipeline.config import Config
 from pipeline.errors import ConfigError, QueryError, StoreError
 from pipeline.hosts import is_served
@@ -233,7 +233,8 @@ def show_page(folder: Path, on_ready: Callable[[str], None], port: int = 0) -> N
         url = f"http://127.0.0.1:{server.server_address[1]}"
         on_ready(url)
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        server.serve_forever()
+        with interruption.ending_in_order():
+            server.serve_forever()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from pipeline import interruption
 from pipeline.errors import StoreError
 
 NOISE = re.compile(
@@ -19,6 +20,7 @@ def lance_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
+        interruption.raise_if_received()  # Lance makes an error of what the handler of a signal raises
         if isinstance(error, FileExistsError):
             raise
         raise StoreError(f"{what}: {one_line(error)}") from error

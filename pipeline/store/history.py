@@ -82,11 +82,13 @@ def sole_writer(store: Store, run_id: str, *, gives_way: bool = False, version: 
     create_runs(store, version)
     with Lease(store, run_id, gives_way=gives_way) as lease:
         runs = read_runs(store).to_pylist()
-        doubtful = lease.unfenced or next((row["run_id"] for row in runs[:1] if row["status"] not in ENDED_WELL), None)
+        last = next((row for row in runs if row["table_version"] is not None), None)  # that could write
+        doubtful = lease.unfenced or (last["run_id"] if last and last["status"] not in ENDED_WELL else None)
         if doubtful is not None and store.open(any_maker=True) is not None:
             fence(store, lease, f"fence: run {doubtful} did not end well")
         lease.unfenced = None
-        died = [row | {"status": "died"} for row in runs if row["status"] == "running"]
+        reason = f"its process was killed, or its machine failed: run {run_id} found it dead"
+        died = [row | {"status": "died", "reason": reason} for row in runs if row["status"] == "running"]
         write_runs(store, pa.Table.from_pylist(died, schema=SIDES["runs"]))
         yield lease
 

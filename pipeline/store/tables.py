@@ -212,8 +212,11 @@ def read_runs(store: Store) -> pa.Table:
     """The table of runs (RUNS), newest first."""
     table = store.open("runs")
     with lance_errors(f"{store.label}: its runs cannot be read"):
-        rows = RUNS.empty_table() if table is None else table.to_table().cast(RUNS)
-    return rows.sort_by([("started_at", "descending"), ("run_id", "descending")])
+        rows = RUNS.empty_table() if table is None else table.to_table()
+    for column in RUNS:
+        if column.name not in rows.schema.names:  # an earlier version of latent made the table
+            rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
+    return rows.select(RUNS.names).cast(RUNS).sort_by([("started_at", "descending"), ("run_id", "descending")])
 
 
 def drop_versions(table: lance.LanceDataset, versions: Sequence[int]) -> int:
@@ -228,6 +231,8 @@ def write_runs(store: Store, rows: pa.Table) -> None:
     table = store.open("runs")
     with lance_errors(f"{store.label}: the run cannot be recorded"):
         if table is not None and rows.num_rows:
+            if missing := [column for column in RUNS if column.name not in table.schema.names]:
+                table.add_columns(missing)  # an earlier version of latent made it
             table.merge_insert("run_id").when_matched_update_all().when_not_matched_insert_all().execute(rows.cast(RUNS))
 
 
