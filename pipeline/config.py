@@ -91,6 +91,13 @@ def _one_line(value: str) -> str:
 OneLine = Annotated[str, AfterValidator(_one_line)]
 
 
+def _delimiter(value: str) -> str:
+    character = {r"\t": "\t"}.get(value, value)
+    if len(character) > 1 or character in {"\n", "\r", '"', "\0"}:
+        raise ValueError("one character between cells, such as ; or \\t, or nothing")
+    return character
+
+
 def _distinct(value: list[str]) -> list[str]:
     if len(set(value)) < len(value):
         raise ValueError("each column once")
@@ -109,6 +116,9 @@ class Source(_Section):
     )
     format: Literal["auto", "parquet", "jsonl", "csv", "text", "markdown"] = Field(
         "auto", description="auto (by file name) | parquet | jsonl | csv | text | markdown; jsonl and csv also .gz, .zst"
+    )
+    delimiter: Annotated[str, AfterValidator(_delimiter)] = Field(
+        "", description="character between the cells of csv; empty: detected among comma, semicolon, tab and bar"
     )
     id: str = Field(
         "id", min_length=1, description="column that names a document; for plain files, the path below the source's root"

@@ -47,6 +47,10 @@ class UnreadableFile(SourceError):
     """One file of the source is damaged: it is quarantined whole and its stored documents stay."""
 
 
+class OtherColumns(UnreadableFile):
+    """One file of the source has other columns than the config names. Where no file has them, the config is wrong."""
+
+
 class ModelError(PipelineError):
     """The model cannot be found, verified or loaded."""
 

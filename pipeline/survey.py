@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -237,6 +237,8 @@ def survey(
     if moved:  # what is recorded is of other files, though their names, sizes and times may be the same
         reopened |= {f.path for f in files}
     changes = compare_files(files, recorded, reading, reopened, backfilled)
+    if state.version is not None and not changes.unchanged:
+        source.require_columns(origin, settings.format, settings, files)
     if changes.changed or len(changes.unchanged) < recorded.num_rows:
         reopened |= shadowing(quarantine)
         changes = compare_files(files, recorded, reading, reopened, backfilled)
@@ -342,7 +344,7 @@ def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -
     )
 
 
-def _metadata(at: Scene, origin: source.Origin, files: Iterable[FileState]) -> tuple[pa.Schema, ColumnChanges]:
+def _metadata(at: Scene, origin: source.Origin, files: Sequence[FileState]) -> tuple[pa.Schema, ColumnChanges]:
     """The metadata columns as they are to be, in the config's order, and which of them the table is to gain and to lose.
 
     Types are the table's where it has the column, else the source's. Raises SpecMismatch where another program added a column.
@@ -351,7 +353,10 @@ def _metadata(at: Scene, origin: source.Origin, files: Iterable[FileState]) -> t
     stored = store.metadata_fields(at.store)
     present = stored or pa.schema([])
     added = [name for name in settings.metadata if name not in present.names]
-    found = source.metadata_schema(origin, settings.format, settings.model_copy(update={"metadata": added}), files)
+    if added or stored is None:
+        found = source.metadata_schema(origin, settings.format, settings.model_copy(update={"metadata": added}), files)
+    else:
+        found = pa.schema([])  # no file is opened where nothing changed
     version = 0 if stored is None else int(at.store.opened().version)
     new = {field.name: owned(field, version) for field in found}
     schema = pa.schema([new[name] if name in new else present.field(name) for name in settings.metadata])

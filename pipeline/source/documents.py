@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import itertools
 import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError, SourceUnreachable, UnreadableFile
-from pipeline.schema import DOCUMENT_FIELDS, LANCE_COLUMNS, OWN_COLUMNS, SIGHTINGS, FileState, Slice, column_key, digest
-from pipeline.source.formats import DAMAGED, FORMATS, BadRow, Columns, Format, Record, format_of, stored_type
+from pipeline.errors import SourceUnreachable, UnreadableFile
+from pipeline.schema import DOCUMENT_FIELDS, SIGHTINGS, FileState, Slice, column_key, digest
+from pipeline.source.charsets import NUL
+from pipeline.source.formats import DAMAGED, FORMATS, format_of
 from pipeline.source.listing import Origin, current_state, first_line
+from pipeline.source.records import BadRow, Columns, Format, Record, Unfit
+from pipeline.source.values import convert
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARS = 8 << 20  # a batch ends past this, so that long documents do not add up
-INFERENCE_FILES, INFERENCE_ROWS = 8, 1000  # looked at for the types of metadata in JSONL and CSV
+READING = 2  # how documents are made of files; another number has recorded files read again
 ID_CHARS = 16_384  # an id stands in each row twice, and in each description of a shard
 TEXT_CHARS = 100_000_000  # the Bible has 4 million; a document is held whole, several times over
 WORD_CHARS = 1_000_000  # of a text's longest word: longer ones are data taken for text, and no vector tells anything of them
@@ -76,7 +80,7 @@ class Reader:
         return FORMATS[self._format if self._format != "auto" else format_of(file.path) or "text"]
 
     def _batches(self, file: FileState, kind: Format, rows: Iterator[tuple[int, Any]]) -> Iterator[pa.RecordBatch]:
-        with _damage_named(self._origin, file.path):
+        with damage_named(self._origin, file.path):
             batch: list[_Document] = []
             chars = 0
             for row, raw in rows:
@@ -117,72 +121,8 @@ def reading_hash(format: str, columns: Columns, fields: pa.Schema) -> str:
 
     `fields`: the metadata columns as the table has them. One that was dropped and added again is another column.
     """
-    return digest(json.dumps([format, columns.id, columns.text_columns, sorted(map(column_key, fields))]).encode())
-
-
-def metadata_schema(origin: Origin, format: str, columns: Columns, files: Iterable[FileState]) -> pa.Schema:
-    """Types of the metadata columns: a parquet file's own; for JSONL and CSV, from the first rows of the first files."""
-    if clash := sorted(set(columns.metadata) & (OWN_COLUMNS | LANCE_COLUMNS | {f.name for f in DOCUMENT_FIELDS})):
-        raise SourceError(f"metadata: {', '.join(clash)} is the table's own column: rename it in the source, or leave it out")
-    if not columns.metadata:
-        return pa.schema([])
-    samples: dict[str, list[object]] = {name: [] for name in columns.metadata}
-    for file in itertools.islice(files, INFERENCE_FILES):
-        kind = format_of(file.path) if format == "auto" else format
-        with contextlib.suppress(UnreadableFile), _damage_named(origin, file.path):
-            if kind == "parquet":
-                return _parquet_types(origin, file, columns)
-            _sample(origin, FORMATS[kind or "text"], file, columns, samples)
-    return pa.schema([pa.field(name, _inferred(values)) for name, values in samples.items()])
-
-
-def _parquet_types(origin: Origin, file: FileState, columns: Columns) -> pa.Schema:
-    with origin.filesystem.open_input_file(f"{origin.root}/{file.path}") as stream:
-        schema = pq.read_schema(stream)
-    if missing := [name for name in columns.metadata if name not in schema.names]:
-        raise SourceError(
-            f"{file.path}: no column {', '.join(map(repr, missing))}; it has {', '.join(schema.names)}: set [source] metadata"
-        )
-    return pa.schema([pa.field(name, _stored(schema.field(name).type)) for name in columns.metadata])
-
-
-def _stored(kind: pa.DataType) -> pa.DataType:
-    """The type a column has in the table."""
-    stored = stored_type(kind)
-    return pa.string() if stored is None else stored
-
-
-def _sample(origin: Origin, kind: Format, file: FileState, columns: Columns, samples: dict[str, list[object]]) -> None:
-    rows = kind.rows(origin.filesystem, f"{origin.root}/{file.path}", columns, 0)
-    for _, raw in itertools.islice(rows, INFERENCE_ROWS):
-        with contextlib.suppress(BadRow):
-            for name, value in zip(columns.metadata, kind.parse(file.path, columns, raw).metadata, strict=True):
-                if value is not None:
-                    samples[name].append(_number(value) if kind is FORMATS["csv"] else value)
-
-
-PLAIN_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")  # "007" and "0x1f" are codes, not numbers
-
-
-def _number(cell: object) -> object:
-    """A cell of CSV as the number it spells, if it does."""
-    if not isinstance(cell, str) or not PLAIN_NUMBER.fullmatch(cell):
-        return cell
-    return float(cell) if any(mark in cell for mark in ".eE") else int(cell)
-
-
-def _inferred(values: list[object]) -> pa.DataType:
-    """The narrowest type that holds all values but those that no column holds; string where they are of several kinds."""
-    for some in (values, [value for value in values if _holdable(value)]):
-        with contextlib.suppress(*_UNFIT):
-            return _stored(pa.array(some).type)
-    return pa.string()
-
-
-def _holdable(value: object) -> bool:
-    with contextlib.suppress(*_UNFIT):
-        return stored_type(pa.array([value]).type) is not None
-    return False
+    settings = [READING, format, columns.id, columns.text_columns, columns.delimiter, sorted(map(column_key, fields))]
+    return digest(json.dumps(settings).encode())
 
 
 # --- one document ---------------------------------------------------------------------------------------------------
@@ -215,8 +155,10 @@ def _document(row: int, kind: Format, path: str, columns: Columns, raw: object) 
 def _identity(value: object) -> str:
     if isinstance(value, bytes | str):
         name = _unicode(value, "id")
-    elif isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(value, uuid.UUID) or _is_whole(value):
         name = str(value)
+    elif isinstance(value, Unfit):
+        raise BadRow(f"id: {value!r}")
     else:
         raise BadRow("id is null" if value is None else f"id is of type {type(value).__name__}, wanted a string or a whole number")
     if not name:
@@ -226,8 +168,17 @@ def _identity(value: object) -> str:
     return name
 
 
+def _is_whole(value: object) -> bool:
+    """Whether this is of a type of whole numbers: decimals without a fraction are."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, decimal.Decimal) and value.as_tuple().exponent == 0
+    )
+
+
 def _text(record: Record) -> str:
     for value in record.texts:
+        if isinstance(value, Unfit):
+            raise BadRow(repr(value))
         if not isinstance(value, bytes | str | None):
             raise BadRow(f"text is of type {type(value).__name__}, wanted a string")
     parts = [_unicode(value, "text") for value in record.texts if isinstance(value, bytes | str)]
@@ -236,6 +187,8 @@ def _text(record: Record) -> str:
     text = "\n\n".join(part for part in parts if part)
     if not text.strip():
         raise BadRow("text is empty")
+    if "\0" in text:
+        raise BadRow(NUL)
     if len(text) > TEXT_CHARS:
         raise BadRow(f"text has {len(text)} characters, wanted at most {TEXT_CHARS}: split the document")
     if length := _length_of_giant(text):
@@ -275,18 +228,19 @@ def _unicode(value: bytes | str, what: str) -> str:
 def _typed_batch(documents: list[_Document], fields: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
     problems = [d.problem for d in documents]
     texts = [d.text for d in documents]
-    columns = []
+    columns, cells = [], list[list[object]]()
     for i, field in enumerate(fields):
-        array, bad = _typed([d.metadata[i] for d in documents], field.type)
-        columns.append(array)
-        for at, value in bad.items():
-            problems[at] = problems[at] or f"metadata column {field.name!r} holds {SHORT.repr(value)}, wanted {field.type}"
+        column = convert([d.metadata[i] for d in documents], field.type)
+        columns.append(column.array)
+        cells.append(column.stored)
+        for at, value in column.misfits.items():
+            problems[at] = problems[at] or f"metadata column {field.name!r}: expected {field.type}, got {_quoted(value)}"
             texts[at] = None
     keys = [column_key(field) for field in fields]
-    cells = zip(*(column.to_pylist() for column in columns), strict=True) if columns else itertools.repeat(())
+    rows = zip(*cells, strict=True) if cells else itertools.repeat(())
     hashes = [
         _hash(text, dict(zip(keys, values, strict=True)), problem) if document.id is not None else None
-        for document, text, values, problem in zip(documents, texts, cells, problems, strict=False)
+        for document, text, values, problem in zip(documents, texts, rows, problems, strict=False)
     ]
     own = ([d.row for d in documents], [d.id for d in documents], texts, problems)
     arrays = [pa.array(v, f.type) for v, f in zip(own, DOCUMENT_FIELDS, strict=True)]
@@ -304,42 +258,12 @@ def _finite(cell: object) -> object:
     return repr(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
-# What Arrow raises for a value that does not fit a type.
-_UNFIT = (pa.ArrowException, UnicodeError, TypeError, OverflowError, RecursionError)
-
-
-def _typed(values: list[object], kind: pa.DataType) -> tuple[pa.Array, dict[int, object]]:
-    """The values as a column of this type, and those (by position) that cannot be; these become null."""
-    bad = {i: value for i, value in enumerate(values) if _loses(value, kind)} if pa.types.is_nested(kind) else {}
-    if not pa.types.is_nested(kind):
-        values = [None if _says_nothing(value) else value for value in values]
-    if bad:
-        array, _ = _typed([None if i in bad else value for i, value in enumerate(values)], kind)
-        return array, bad
-    with contextlib.suppress(*_UNFIT):
-        return pa.array(values, kind), {}
-    # Value by value where kinds are mixed: Arrow finds one kind for all, and so a value would depend on its neighbours.
-    if len(values) == 1 or all(isinstance(v, str | None) for v in values):
-        with contextlib.suppress(*_UNFIT):
-            return pa.array(values).cast(kind), {}
-    if len(values) == 1:
-        return pa.nulls(1, kind), dict(enumerate(values))
-    singles = [_typed([value], kind) for value in values]
-    return pa.concat_arrays([array for array, _ in singles]), {i: values[i] for i, (_, bad) in enumerate(singles) if bad}
-
-
-def _loses(value: object, kind: pa.DataType) -> bool:
-    """Whether Arrow would leave something of the value out without a word: what stands under a key that the type does not have."""
-    if isinstance(value, dict) and pa.types.is_struct(kind):
-        kinds = {field.name: field.type for field in kind}
-        return any(_loses(inner, kinds[key]) if key in kinds else not _says_nothing(inner) for key, inner in value.items())
-    if isinstance(value, list) and not pa.types.is_map(kind) and pa.types.is_nested(kind) and not pa.types.is_struct(kind):
-        return any(_loses(inner, kind.value_type) for inner in value)
-    return False
-
-
-def _says_nothing(value: object) -> bool:
-    return value is None or value in ({}, [])
+def _quoted(value: object) -> str:
+    """A part of the value; strings of Parquet as strings, though they come as bytes."""
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeError):
+            value = value.decode()
+    return SHORT.repr(value)
 
 
 def _through(rows: Iterator[tuple[int, Any]], last: int) -> Iterator[tuple[int, Any]]:
@@ -356,7 +280,7 @@ SHORTER = "HTTP status 416"  # nothing lies where the next part was: the object 
 
 
 @contextlib.contextmanager
-def _damage_named(origin: Origin, path: str) -> Iterator[None]:
+def damage_named(origin: Origin, path: str) -> Iterator[None]:
     """What a reader or decoder raises for a file → UnreadableFile where the file is at fault, SourceUnreachable where the store is."""
     try:
         yield
