@@ -285,7 +285,7 @@ def _refuse_source(at: Scene, recorded: str, named: str, plan: Plan, held: int) 
         return
     raise SourceError(
         f"{at.store.label}: expected its own source {recorded}, got {named}: of its {held} documents {plan.lost} would be deleted and {changed} changed. "
-        "Set [table] name to a new name, or accept the source with --change-source"
+        "Set [table] name to a new name, or accept the source with 'latent run --change-source'"
     )
 
 
@@ -299,7 +299,7 @@ def _refusal(at: Scene, listing: source.Listing, plan: Plan, held: int, recorded
     what = f"source {shown(at.config.source.uri)}" if listing.files else _no_files(at, listing)
     return (
         f"{what}: expected at most {share:.0%} of the documents deleted ([source] max_deleted_share), got {plan.lost} of {held}; {gone} of {recorded.num_rows} files are gone. "
-        "Check that the source is whole, or go on with --allow-deletions"
+        "Check that the source is whole, or go on with 'latent run --allow-deletions'"
     )
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def server() -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch, S3Server() as server:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
+        patch.setenv("LATENT_SOURCE__MAX_DELETED_SHARE", "1")  # each case moves its table to another source
         assert server.ask("PUT", "bkt")[0] == 200
         for folder, files in (("before", BEFORE), ("after", AFTER)):
             for name, rows in files.items():
@@ -171,6 +173,19 @@ def test_a_table_in_a_store_follows_its_source(ground: Ground, tmp_path: Path) -
         desk = ground.desk(tmp_path / "follows", proxy, source=True, table=True)
         report = desk.embed()
         assert (report.documents.added, report.documents.changed, report.documents.deleted) == (3, 5, 3)
+        assert desk.rows() == ground.clean
+
+
+def test_a_table_in_a_store_takes_other_metadata_columns_in_place(ground: Ground, tmp_path: Path) -> None:
+    with Proxy(ground.server.port) as proxy:
+        desk = ground.desk(tmp_path / "columns", proxy, source=True, table=True, fresh=True)
+        desk.embed()
+        for columns in (["id"], []):
+            text = desk.config_path.read_text()
+            desk.config_path.write_text(re.sub("metadata = .*", f"metadata = {json.dumps(columns)}", text))
+            report = desk.embed()
+            assert (report.documents.changed, report.chunks.encoded) == (len(ground.clean), 0)
+            assert ("id" in desk.table().column_names) == bool(columns)
         assert desk.rows() == ground.clean
 
 

@@ -231,7 +231,7 @@ def halved(desk: Desk) -> Desk:
 
 def test_a_run_that_would_delete_half_of_the_table_is_refused_and_commits_nothing(halved: Desk) -> None:
     version = survey.store_of(halved.config).opened().version
-    with pytest.raises(SourceError, match=r"at most 30% .* got 30 of 60; 1 of 2 files are gone\. .*--allow-deletions$"):
+    with pytest.raises(SourceError, match=r"at most 30% .* got 30 of 60; 1 of 2 files are gone\. .*--allow-deletions'$"):
         halved.embed()
     with pytest.raises(SourceError, match="--allow-deletions"):
         run.backfill(halved.config, engine=HereAndNow)
@@ -341,7 +341,7 @@ def test_a_wider_pattern_is_the_same_source_and_one_that_loses_documents_is_anot
     ("uri", "recorded"),
     [
         ("s3://key:se/cret@bucket/folder/*.parquet?region=x", "s3://bucket/folder/*.parquet"),
-        ("s3://bucket/a?endpoint_override=127.0.0.1:9000&scheme=http", "s3://bucket/a at 127.0.0.1:9000"),
+        ("s3://bucket/a?endpoint_override=127.0.0.1:9000&scheme=http", "s3://bucket/a"),
         ("az://container/folder/", "abfs://container/folder"),
         ("/data/./docs/../docs/", "../docs"),
         ("/elsewhere/*.md", "../../elsewhere/*.md"),

@@ -91,10 +91,7 @@ def identity(uri: str, table: str) -> str:
     if "://" not in uri:
         path = os.path.normpath(Path(uri).expanduser().absolute())
         return path if "://" in table else os.path.relpath(path, Path(table).absolute())
-    scheme, _, rest = uri.replace("az://", "abfs://").partition("://")
-    path, _, query = rest.partition("?")
-    endpoint = parse_qs(query).get("endpoint_override", [""])[-1]  # another store of the same protocol
-    return f"{shown(f'{scheme}://{path}').rstrip('/')}{' at ' + endpoint if endpoint else ''}"
+    return shown(uri.replace("az://", "abfs://")).rstrip("/")  # without the endpoint: a store's address may change
 
 
 def place_of(identity: str, table: str) -> str:
