@@ -7,7 +7,7 @@ found, so that damage can be told from what was expected.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,18 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import store
+from pipeline import source, store
 from pipeline.config import Config
 from pipeline.encode import Encoder
-from pipeline.errors import PipelineError, StoreError
+from pipeline.errors import PipelineError, SourceError, StoreError, UnreadableFile
 from pipeline.plan import DUPLICATE
-from pipeline.schema import Spec, digest
+from pipeline.schema import FileState, Spec, digest
 from pipeline.store import State
 from pipeline.survey import Scene, followed
 
 UNIT_WITHIN = {"float32": 1e-4, "float16": 2e-3}  # how far from 1 a stored vector's length may be
 SAMPLE = 32  # rows encoded afresh, and looked for in the full-text index
 AGREES = 1e-3  # 1 - cosine of a row and its text encoded afresh
+SOURCE_FILES = 16  # of which a first batch of documents is read again
 SEED = 11
 NAMES = ["chunk_id", "doc_id", "chunk_index", "source_file", "doc_hash", "run_id"]
 
@@ -77,6 +78,7 @@ def verify(config: Config) -> list[Check]:
         "one writer": _one_writer,
         "indexes cover": _indexes_cover,
         "sample agrees": _sample_agrees,
+        "source agrees": _source_agrees,
     }
     return [agrees, *(_made(name, check, subject) for name, check in checks.items())]
 
@@ -215,6 +217,59 @@ def _sample_agrees(subject: _Subject) -> Check:
         return Check("", ok=False, detail=f"stored vectors have {stored.shape[1]} numbers, the model gives {afresh.shape[1]}")
     off = ~((afresh * stored).sum(axis=1) >= 1 - AGREES)
     return _check(sample["chunk_id"].filter(pa.array(off)), f"{len(rows)} rows encoded afresh", "rows differ from their text")
+
+
+def _source_agrees(subject: _Subject) -> Check:
+    """Documents of files that are as they were recorded, read again: the same hash, and of some the same texts and metadata."""
+    compared, bad = 0, list[str]()
+    try:
+        for path, documents in _read_again(subject):
+            held = subject.state.held.filter(pc.equal(subject.state.held["source_file"], path))
+            hashes = dict(zip(held["doc_id"].to_pylist(), held["doc_hash"].to_pylist(), strict=True))
+            known = documents.filter(pc.is_in(documents["doc_id"], value_set=held["doc_id"].combine_chunks()))
+            pairs = zip(known["doc_id"].to_pylist(), known["doc_hash"].to_pylist(), strict=True)
+            bad += [name for name, found in pairs if hashes[name] != found]
+            bad += [name for name in _altered(subject, known[:SAMPLE]) if name not in bad]
+            compared += known.num_rows
+    except SourceError as error:
+        return Check("", ok=True, detail=f"not compared, the source cannot be read: {error}")
+    return _check(pa.array(bad, pa.string()), f"{compared} documents read again", "documents differ from the source")
+
+
+def _read_again(subject: _Subject) -> Iterator[tuple[str, pa.Table]]:
+    """Some files that are as they were recorded, with their first batch of documents."""
+    settings, fields = subject.at.config.source, store.metadata_fields(subject.at.store)
+    fields = pa.schema([field for field in fields or () if field.name in settings.metadata])
+    recorded = subject.state.files
+    recorded = recorded.filter(pc.equal(recorded["reading"], source.reading_hash(settings.format, settings, fields)))
+    count = recorded.num_rows
+    chosen = np.sort(np.random.default_rng(SEED).permutation(count)[:SOURCE_FILES])
+    origin = source.locate(settings.uri)
+    fields = pa.schema([fields.field(name) for name in settings.metadata if name in fields.names])
+    reader = source.Reader(origin, settings.format, settings, fields)
+    for row in recorded.take(pa.array(chosen, pa.int64())).to_pylist():
+        file = FileState(row["path"], row["size"], row["modified"])
+        try:
+            if source.current_state(origin, file.path) == file and (batch := next(reader.batches(file), None)):
+                yield file.path, pa.Table.from_batches([batch])
+        except UnreadableFile:
+            continue  # it changes right now
+
+
+def _altered(subject: _Subject, documents: pa.Table) -> list[str]:
+    """Ids of the documents of which a passage has another text or metadata in the table."""
+    metadata = [name for name in documents.column_names if name in subject.at.config.source.metadata]
+    rows = np.flatnonzero(pc.is_in(subject.columns["doc_id"], value_set=documents["doc_id"].combine_chunks()).to_numpy())
+    with store.lance_errors(f"{subject.at.store.label} cannot be read"):
+        stored = subject.table.take(rows.tolist(), columns=["doc_id", "text", "char_start", "char_end", *metadata]).to_pylist()
+    given = {document["doc_id"]: document for document in documents.to_pylist()}
+    bad = dict[str, None]()
+    for row in stored:
+        document = given[row["doc_id"]]
+        same_text = row["text"] == (document["text"] or "")[row["char_start"] : row["char_end"]]
+        if not same_text or any(repr(row[name]) != repr(document[name]) for name in metadata):  # as repr, NaN is NaN
+            bad[row["doc_id"]] = None
+    return list(bad)
 
 
 def _check(bad: pa.Array | pa.ChunkedArray, good: str, what: str) -> Check:

@@ -497,3 +497,25 @@ def test_verify_names_the_damage(desk: Desk, damage: str) -> None:
     found = {check.name: check.detail for check in verify(desk.config) if not check.ok}
     assert name in found, found
     assert "\n" not in found[name]
+
+
+def test_verify_names_a_document_whose_metadata_is_not_what_its_source_says(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = desk_for(tmp_path / "desk", metadata=["n", "m"])
+    desk.write("a.jsonl", [document("x", 1) | {"n": 4, "m": [0.5]}, document("y", 2) | {"n": 5, "m": None}])
+    desk.write("b.jsonl", [document("z", 3) | {"n": 6, "m": []}])
+    desk.embed()
+    assert [check.detail for check in verify(desk.config) if check.name == "source agrees"] == ["3 documents read again"]
+    _set(store_of(desk.config), "n", 7, "doc_id = 'y'")
+    (found,) = [check for check in verify(desk.config) if check.name == "source agrees"]
+    assert (found.ok, found.detail) == (False, "1 documents differ from the source: y")
+    desk.write("a.jsonl", [document("y", 9)])  # not yet embedded: no damage
+    assert [check.ok for check in verify(desk.config) if check.name == "source agrees"] == [True]
+
+
+def test_verify_of_a_table_whose_source_is_away_compares_nothing_and_says_so(desk: Desk) -> None:
+    desk.write("a.jsonl", [document("x", 1)])
+    desk.embed()
+    shutil.rmtree(desk.source)
+    (found,) = [check for check in verify(desk.config) if check.name == "source agrees"]
+    assert found.ok
+    assert found.detail.startswith("not compared, the source cannot be read")

@@ -6,12 +6,13 @@ rows and says what is wrong with one. Everything streams: memory holds one batch
 
 from pipeline.source.documents import Reader, reading_hash, sight
 from pipeline.source.inference import metadata_schema, require_columns
-from pipeline.source.listing import Listing, Origin, identity, list_files, locate, place_of
+from pipeline.source.listing import Listing, Origin, current_state, identity, list_files, locate, place_of
 
 __all__ = [
     "Listing",
     "Origin",
     "Reader",
+    "current_state",
     "identity",
     "list_files",
     "locate",
