@@ -215,6 +215,7 @@ def latent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
     def call(folder: Path, *arguments: object) -> Said:
         monkeypatch.chdir(folder)
+        monkeypatch.setenv("LATENT_TRACEBACK", "1")  # a fault of the program itself fails the test
         monkeypatch.setattr(sys, "argv", ["latent", *map(str, arguments)])
         capsys.readouterr()
         try:

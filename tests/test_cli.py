@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -19,6 +20,7 @@ import pytest
 from conftest import Desk, Latent, Said, words
 from rich.cells import cell_len
 
+from pipeline.cli import app
 from pipeline.cli.show import Grid, runs_of, wrapped
 from pipeline.store import indexes
 from pipeline.survey import store_of
@@ -120,6 +122,35 @@ def test_a_setting_can_be_overridden_by_flag_and_variable(lake: Desk, latent: La
     assert "--table.nam: no such key; expected one of uri, name" in done.err
     monkeypatch.setenv("LATENT_TABLE__NAME", "third")
     assert "no table 'third'" in latent(lake.folder, "status").err
+
+
+def test_help_shows_every_summary_whole_in_80_columns(tmp_path: Path, latent: Latent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = latent(tmp_path, "--help").out
+    listed = shown.partition("Commands:")[2].partition("\n\n")[0].strip().splitlines()
+    assert len(listed) == len(app.registered_commands)  # a line each
+    assert all(line.endswith(".") and "..." not in line for line in listed)
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_version_is_that_of_the_package(tmp_path: Path, latent: Latent) -> None:
+    assert latent(tmp_path, "--version") == Said(0, f"latent {version('latent')}\n", "")
+
+
+def test_a_shell_gets_completions_of_commands_and_options(tmp_path: Path) -> None:
+    for words_typed, found in (("latent ru", "run\nruns"), ("latent run --back", "--backfill")):
+        asked = {"_LATENT_COMPLETE": "complete_bash", "COMP_WORDS": words_typed, "COMP_CWORD": str(words_typed.count(" "))}
+        done = subprocess.run([LATENT], cwd=tmp_path, env=os.environ | asked, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, found)
+
+
+@pytest.mark.parametrize(("output", "code"), [("| true", 0), ("> /dev/full", 1)])
+def test_an_output_that_takes_no_more_ends_a_command_without_a_traceback(tmp_path: Path, output: str, code: int) -> None:
+    (tmp_path / "a.md").write_text("text")
+    command = f"set +o pipefail; {LATENT} init a.md --json {output}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert not re.search("Traceback|Exception ignored", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

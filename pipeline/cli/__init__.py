@@ -9,6 +9,8 @@ Exit codes: 0 done, 1 an error in one line, 2 wrong usage; 130, 143, 129 stopped
 import contextlib
 import io
 import json
+import os
+import signal
 import sys
 
 from pipeline import interruption
@@ -33,7 +35,7 @@ def main() -> None:
 
 def _run(*, as_json: bool) -> None:
     from pipeline.cli import keep, retrieve, space  # noqa: F401  they register their commands
-    from pipeline.cli.app import call
+    from pipeline.cli.app import TRACEBACK, call, unexpected
     from pipeline.cli.show import failed
     from pipeline.errors import PipelineError
 
@@ -43,7 +45,27 @@ def _run(*, as_json: bool) -> None:
         if interruption.received() is None:
             failed(error, as_json=as_json)
         code = error.exit_code
+    except Exception as error:
+        if interruption.received() is not None:
+            raise
+        if _stdout_is_gone():
+            code = 128 + signal.SIGPIPE
+        elif os.environ.get(TRACEBACK):
+            raise
+        else:
+            failed(unexpected(error), as_json=as_json)
+            code = 1
     raise SystemExit(code)
+
+
+def _stdout_is_gone() -> bool:
+    """Whether who read the output has gone, as `head` does. Where it takes no more, nothing more is written: Python tries again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        interruption.silence(sys.stdout.fileno())
+        return isinstance(error, BrokenPipeError)
+    return False
 
 
 def _stopped(*, as_json: bool) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from contextvars import ContextVar
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.cli.show import log_to_terminal
 from pipeline.config import Config, load, setting
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError, one_line
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+(?:\.[^=]+)?)(?:=(.*))?", re.DOTALL)
+
+COMPLETION = "_LATENT_COMPLETE"  # set where a shell asks for completions
+TRACEBACK = "LATENT_TRACEBACK"  # set: a fault of the program itself ends it with its traceback
 
 _overrides: ContextVar[Mapping[str, Any]] = ContextVar("overrides")
 
@@ -33,15 +39,40 @@ def settings_of(config: Path, more: Mapping[str, Any] | None = None, *, verbose:
     return settings
 
 
+class _Commands(TyperGroup):
+    """The commands. Their summaries are wrapped on a narrow terminal, and never cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="latent",
     help="Keeps a LanceDB table of embeddings true to a body of documents.",
     epilog="Any key of config.toml can be set for one call: --table.name trial --ray.workers 2",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=_Commands,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"latent {version('latent')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def latent(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Keeps a LanceDB table of embeddings true to a body of documents."""
+
 
 ConfigPath = Annotated[Path, typer.Option("--config", help="The settings.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
@@ -51,16 +82,24 @@ def call(arguments: list[str]) -> int:
     """Run the command; returns its exit code. Raises UsageError if the command line is wrong, besides what the command raises."""
     rest, given = _pull_settings(arguments)
     _overrides.set(given)
-    if not rest:
+    if not rest and COMPLETION not in os.environ:
         with redirect_stdout(sys.stderr):
             app(["--help"], standalone_mode=False)
         return 2
     try:
-        return int(app(rest, prog_name="latent", standalone_mode=False) or 0)
+        code = int(app(rest, prog_name="latent", standalone_mode=False) or 0)
+        sys.stdout.flush()
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "latent"
         raise UsageError(f"{command}: {error.format_message().rstrip('.')}. Next: {command} --help") from None
+    return code
+
+
+def unexpected(error: Exception) -> PipelineError:
+    """A fault of the program itself, as one line."""
+    line = one_line(f"{type(error).__name__}: {error}")
+    return PipelineError(f"unexpected {line}. Next: run it again with {TRACEBACK}=1, and report what it prints")
 
 
 def _pull_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -135,7 +135,7 @@ def runs(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Show the last runs: how each ended, how long it took, what it did.
+    """Show the last runs: status, time, documents.
 
     Example: latent runs -n 50
     """
@@ -148,7 +148,7 @@ def runs(
 
 @app.command()
 def pause(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
-    """Have backfills of the table wait: they commit what is finished and let their workers go. Other runs go on.
+    """Make backfills of the table wait. They commit what is finished and let their workers go. Other runs go on.
 
     Example: latent pause
     """
@@ -172,7 +172,7 @@ def resume(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
 
 @app.command()
 def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
-    """Show what the table holds, its indexes, its last runs and the versions that can be gone back to.
+    """Show the table's contents, indexes, last runs and versions. The versions can be gone back to.
 
     Example: latent status
     """
@@ -195,7 +195,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
 
 @app.command()
 def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
-    """Prove that the table is right; exit code 1 where a check fails.
+    """Prove that the table is right. Exit code 1 if a check fails.
 
     Example: latent verify
     """
@@ -210,7 +210,9 @@ def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
 
 @app.command()
 def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
-    """Update indexes, merge small fragments, drop versions superseded 14 days ago and files that killed runs left behind.
+    """Update indexes, merge fragments, drop old versions and files.
+
+    Old are versions superseded 14 days ago, and files that killed runs left behind.
 
     Example: latent maintain
     """
@@ -228,7 +230,9 @@ def rollback(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Make the table what it was, file states and quarantine included. The present state stays, as a version to go back to.
+    """Make the table what it was at a version or after a run.
+
+    File states and quarantine are included. The present state stays, as a version to go back to.
 
     Example: latent rollback 12
     """
@@ -252,7 +256,9 @@ def serve(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Keep the nightly schedule of the config alive, on a Prefect server of your own or one started here; or answer searches over HTTP.
+    """Keep the nightly schedule alive, or answer searches over HTTP.
+
+    The schedule runs on a Prefect server of your own, or on one started here.
 
     Example: latent serve --search --port 8000
     """

@@ -108,7 +108,9 @@ def evaluate(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Measure how good the answers are: nDCG@10, recall, MRR@10, milliseconds; and whether another way or table is better.
+    """Measure how good the answers are, and compare two ways.
+
+    Measures are nDCG@10, recall, MRR@10 and milliseconds; --against tells whether another way or table is better.
 
     Example: latent evaluate --queries queries.parquet --qrels qrels.parquet --against hybrid
     """
@@ -171,7 +173,9 @@ def migrate(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Move the table to another model while it is searched and kept up to date: embed beside it, compare, switch in one version.
+    """Move the table to another model without a pause.
+
+    Embed beside the table, which is searched and kept up to date meanwhile; compare; switch in one version.
 
     Example: latent migrate --model BAAI/bge-small-en-v1.5 --if-better
     """

@@ -34,7 +34,7 @@ def cluster(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Group the passages, name the groups, and write who belongs where.
+    """Group the passages and name the groups. Write which passage belongs to which.
 
     Example: latent cluster -k 20
     """
@@ -64,7 +64,7 @@ def duplicates(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Find passages that say what another one says already, and the strangest ones. Nothing is removed.
+    """Find near-duplicate and outlying passages. Nothing is removed.
 
     Example: latent duplicates --similarity 0.9
     """
@@ -99,7 +99,7 @@ def drift(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Tell what came and went between two versions, and whether the table's meaning moved.
+    """Compare two versions: what came, went and moved.
 
     Example: latent drift --since 7 --report changes.html
     """
@@ -143,7 +143,7 @@ def compress(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Measure what smaller vectors keep, and write them by the codec that you choose. The table's own vectors stay.
+    """Measure what smaller vectors keep, and write them. The table's own vectors stay.
 
     Example: latent compress --picture curve.png
     """
@@ -189,7 +189,7 @@ def between(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Walk from one text to another along the sphere, and show what lies on the way.
+    """Show the passages that lie between two texts, along the sphere.
 
     Example: latent between "read a file" "send an email" --steps 6
     """
@@ -210,7 +210,9 @@ def analogy(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Ask "a is to b as c is to what?" of a table whose passages are words, and count the right answers.
+    """Ask analogies of a table of words, and count the right answers.
+
+    A question is "a is to b as c is to what?".
 
     Example: latent analogy questions.csv
     """
@@ -234,7 +236,9 @@ def map_(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Lay the passages out on a plane: a picture with named regions, and a page to zoom, search, filter and read.
+    """Draw the passages on a plane: a picture, or a page to explore.
+
+    The picture has named regions; the page can be zoomed, searched, filtered and read.
 
     Example: latent map --picture map.png --html map --open
     """

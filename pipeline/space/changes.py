@@ -15,6 +15,7 @@ from pipeline.drift import FALSE_ALARMS, MATTERS
 from pipeline.errors import ConfigError
 from pipeline.layout import LEAST, Plane
 from pipeline.outputs import MARK, require_replaceable
+from pipeline.rendering import printable_line
 from pipeline.space.drift import Drift
 from pipeline.space.maps import HUES, NOISE_COLOUR
 
@@ -61,8 +62,9 @@ def _picture(drift: Drift) -> bytes:
         if len(seen.came):
             now.scatter(*came.T, s=16, facecolors="none", edgecolors="black", linewidths=0.8, label="came")
         for place, topic in enumerate(drift.topics[:LEGEND]):
-            now.scatter([], [], color=HUES[place], label=topic.label)
-        figure.legend(loc="outside lower center", ncols=4, frameon=False, markerscale=1.5)
+            now.scatter([], [], color=HUES[place], label=f" {printable_line(topic.label)}")  # one that begins with _ is left out
+        for text in figure.legend(loc="outside lower center", ncols=4, frameon=False, markerscale=1.5).get_texts():
+            text.set_parse_math(False)
         middle, reach = (plane.max(0) + plane.min(0)) / 2, np.ptp(plane, axis=0).max() * 0.52
         now.set(
             xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach)

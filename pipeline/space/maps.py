@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, QueryError, StoreError
 from pipeline.hosts import is_served
 from pipeline.layout import LEAST, Plane
 from pipeline.outputs import MARK, require_replaceable
+from pipeline.rendering import printable_line
 from pipeline.run import quiet
 from pipeline.schema import OWN_COLUMNS, Progress
 from pipeline.space.clusters import cluster
@@ -168,7 +169,10 @@ def save_picture(drawn: Map, file: Path, title: str) -> None:
     rows_of = Counter({each["values"]: each["counts"] for each in drawn.rows["topic"].value_counts().to_pylist()})
     named = sorted((r for r in drawn.regions if r[3] == 0), key=lambda r: -rows_of[r[2]])[:LABELS]
     outline = [patheffects.withStroke(linewidth=3, foreground="white")]
-    texts = [axes.text(rx, ry, label, fontsize=11, ha="center", va="center", path_effects=outline) for rx, ry, label, _ in named]
+    texts = [
+        axes.text(rx, ry, printable_line(label), fontsize=11, ha="center", va="center", path_effects=outline, parse_math=False)
+        for rx, ry, label, _ in named
+    ]
     axes.set_axis_off()
     axes.set_aspect("equal")
     axes.set_title(title, loc="left", fontsize=13)
