@@ -20,7 +20,7 @@ import pytest
 from conftest import Desk, Latent, Said, words
 from rich.cells import cell_len
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from pipeline.cli.show import Grid, runs_of, wrapped
 from pipeline.store import indexes
 from pipeline.survey import store_of

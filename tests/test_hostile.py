@@ -53,7 +53,7 @@ COMMANDS = (
     ["evaluate", "--queries", "q.jsonl", "--qrels", "one.jsonl", "--against", "text"],
     ["evaluate", "--queries", "q.jsonl", "--qrels", "none.jsonl", "--per-query", "each.csv"],
     ["evaluate", "--queries", "[/b].jsonl", "--qrels", "[/b].jsonl"],
-    ["cluster", "-k", "4"],
+    ["cluster", "-k", "18"],
     ["cluster", "-k", "4", "--against", "label"],
     ["duplicates", "--similarity", "0.5"],
     ["drift", "--since", "1"],
@@ -73,7 +73,11 @@ COMMANDS = (
 
 @pytest.fixture(scope="module")
 def hostile(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    desk = desk_for(tmp_path_factory.mktemp("hostile"), metadata=["score", "label", "value"])
+    labeller = '[cluster]\nlabeller = "names_of_topics:name"\n'
+    desk = desk_for(tmp_path_factory.mktemp("hostile"), metadata=["score", "label", "value"], more=labeller)
+    (desk.folder / "names_of_topics.py").write_text(
+        f"HOSTILE = {HOSTILE!r}\n\n\ndef name(topics):\n    return [HOSTILE[i % len(HOSTILE)] for i in range(len(topics))]\n"
+    )
     rows = [
         {
             "id": f"{text}{i}",
