@@ -23,7 +23,7 @@ from pipeline import interruption, metrics, store
 from pipeline.config import Config
 from pipeline.encode import loss_of
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted, PipelineError, QueryError, SourceError, StoreError, TableBusy, reason_of
+from pipeline.errors import Interrupted, PipelineError, QueryError, SourceError, SpecMismatch, StoreError, TableBusy, reason_of
 from pipeline.estimate import estimate
 from pipeline.exposition import shown_at
 from pipeline.ledger import SLOWEST, Ledger
@@ -175,6 +175,8 @@ def backfill(
         manners, turns = Manners(config, place, presence), list[Report]()
         while not turns or turns[-1].undone:
             manners.wait(lambda reason: _tell_waiting(reason, on_progress))
+            if turns:
+                _refuse_other_columns(place, config)
             try:
                 turn = embed(
                     config,
@@ -191,6 +193,16 @@ def backfill(
                 if presence.in_the_way() is None:
                     raise
     return _summed(turns)
+
+
+def _refuse_other_columns(place: Store, config: Config) -> None:
+    """Raise SpecMismatch where a run of a newer config changed the metadata columns: a backfill of days must not change them back."""
+    held = sorted((store.metadata_fields(place) or pa.schema([])).names)
+    if held != (wanted := sorted(config.source.metadata)):
+        raise SpecMismatch(
+            f"{place.label}: expected metadata columns {wanted}, got {held} from a run that came meanwhile. "
+            "Start the backfill again with the config of that run"
+        )
 
 
 def _tell_waiting(reason: str, on_progress: OnProgress) -> None:

@@ -11,7 +11,7 @@ from conftest import Desk, HereAndNow, Latent
 
 from pipeline import run, store, survey
 from pipeline.errors import SpecMismatch, StoreError
-from pipeline.schema import Report, Shard
+from pipeline.schema import Progress, Report, Shard
 from pipeline.verify import verify
 
 DOCUMENTS = [{"id": f"d{i}", "text": f"w{i} w{i + 1}", "a": i, "b": f"b{i}", "lang": "en" if i else None} for i in range(6)]
@@ -140,6 +140,22 @@ def test_a_run_killed_between_two_steps_of_a_change_is_gone_on_with_or_taken_bac
     desk = with_columns(*then)
     assert desk.embed().chunks.encoded == 0
     assert values(desk) == expected(*then)
+
+
+def test_a_backfill_leaves_the_columns_of_a_run_that_came_meanwhile(with_columns: Callable[..., Desk]) -> None:
+    class GivesWay(HereAndNow):
+        """Ends its turn after the first half."""
+
+        def work(self, shards):
+            yield from super().work(next(iter(shards)).split()[:1])
+
+    def meanwhile(moment: Progress) -> None:
+        if moment.phase == "done":
+            with_columns("a", "lang").embed()
+
+    with pytest.raises(SpecMismatch, match=r"expected metadata columns \['a'\], got \['a', 'lang'\]"):
+        run.backfill(with_columns("a").config, meanwhile, engine=GivesWay)
+    assert values(with_columns("a", "lang")) == expected("a", "lang")[:3]  # the others are left to the backfill
 
 
 def test_a_reader_sees_whole_rows_before_a_change_of_columns_and_after(with_columns: Callable[..., Desk]) -> None:
