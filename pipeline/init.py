@@ -10,12 +10,13 @@ import os
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline import source, store
 from pipeline.config import Config, Source, Table
-from pipeline.errors import ConfigError, SourceError, shown
+from pipeline.errors import ConfigError, PipelineError, SourceError, UnreadableFile, shown
+from pipeline.schema import FileState
 from pipeline.source.formats import PLAIN, column_names, format_of
 
 SAMPLE_FOLDER = "data/sample"
@@ -23,6 +24,7 @@ SAMPLE_NOTE = "Settings of latent. Every key is shown; one left out has its defa
 OWN_NOTE = "Settings of latent. Every key is shown; one left out has its default."
 ID_NAMES = ("id", "_id", "doc_id", "docid", "document_id", "uuid", "key", "url", "path", "filename", "name")
 TEXT_NAMES = ("text", "content", "body", "passage", "document", "abstract", "description", "summary")
+FILES = 16  # looked at for columns
 NAME_CHARS = 64  # of a table's name: folders may be called longer
 TITLE_NAMES = ("title", "subject", "headline", "heading")
 
@@ -49,20 +51,31 @@ def config_for(path: str, folder: Path) -> Config:
     tabular = [f for f in files if format_of(f.path) not in PLAIN]
     if not tabular:
         return Config(source=Source(uri=uri), table=table)
-    try:
-        columns = column_names(origin.filesystem, f"{origin.root}/{tabular[0].path}")
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{tabular[0].path}: cannot be read: {str(error).splitlines()[0]}: mend or move the file") from None
-    by_lower = {c.lower(): c for c in columns}
-    ident = next((by_lower[n] for n in ID_NAMES if n in by_lower), None)
-    text = next((by_lower[n] for n in TEXT_NAMES if n in by_lower), None)
-    if ident is None or text is None:
-        missing = "an id" if ident is None else "the text"
-        raise ConfigError(
-            f"{tabular[0].path}: none of its columns ({', '.join(columns)}) looks like {missing}: copy config.toml and set [source] id and text"
+    ident, text = _columns(origin, tabular)
+    return Config(source=Source(uri=uri, id=ident, text=text), table=table)
+
+
+def _columns(origin: source.Origin, files: Sequence[FileState]) -> tuple[str, str | list[str]]:
+    """The id and text of the first of some files whose columns look like them. Raises what is wrong with the first file where there is none."""
+    problem: PipelineError | None = None
+    for file in source.spread(files, FILES):
+        try:
+            columns = column_names(origin.filesystem, f"{origin.root}/{file.path}")
+        except (OSError, ValueError, UnreadableFile) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            problem = problem or SourceError(f"{file.path}: cannot be read: {reason}: mend or move the file")
+            continue
+        by_lower = {c.lower(): c for c in columns}
+        ident, text, title = (
+            next((by_lower[n] for n in names if n in by_lower), None) for names in (ID_NAMES, TEXT_NAMES, TITLE_NAMES)
         )
-    title = next((by_lower[n] for n in TITLE_NAMES if n in by_lower), None)
-    return Config(source=Source(uri=uri, id=ident, text=text if title is None else [title, text]), table=table)
+        if ident and text:
+            return ident, [title, text] if title else text
+        missing = "the text" if ident else "an id"
+        problem = problem or ConfigError(
+            f"{file.path}: none of its columns ({', '.join(columns)}) looks like {missing}: copy config.toml and set [source] id and text"
+        )
+    raise problem or AssertionError("unreachable")
 
 
 def _table_name(origin: source.Origin) -> str:

@@ -204,3 +204,10 @@ def test_init_says_in_one_line_that_a_file_is_damaged(tmp_path, name):
         config_for(str(tmp_path / name), tmp_path)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_init_looks_past_files_that_are_odd_or_damaged(tmp_path):
+    for name, data in {"a.parquet": b"PAR1", "b.csv": b"key,value\n", "c.jsonl.gz": b"cut off", "d.csv": b"ID;Body;n\n"}.items():
+        (tmp_path / name).write_bytes(data)
+    guessed = config_for(str(tmp_path), tmp_path).source
+    assert (guessed.id, guessed.text) == ("ID", "Body")

@@ -5,7 +5,7 @@ rows and says what is wrong with one. Everything streams: memory holds one batch
 """
 
 from pipeline.source.documents import Reader, reading_hash, sight
-from pipeline.source.inference import metadata_schema, require_columns
+from pipeline.source.inference import metadata_schema, require_columns, spread
 from pipeline.source.listing import Listing, Origin, current_state, identity, list_files, locate, place_of
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "reading_hash",
     "require_columns",
     "sight",
+    "spread",
 ]
