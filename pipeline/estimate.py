@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import model, source
+from pipeline.canary import load_encoder
 from pipeline.chunk import make_chunker
 from pipeline.encode import Encoder, gpu_count
 from pipeline.schema import ChunkCounts, Report, Slice
@@ -34,7 +35,6 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     Seconds are those of encoding on the configured workers, and of starting them.
     """
     started = time.perf_counter()
-    settings = at.config.model
     chunker = make_chunker(
         model.tokenizer_file(at.model),
         at.model.max_tokens,
@@ -42,7 +42,7 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
         at.config.chunk.overlap,
         at.spec.document_prompt,
     )
-    encoder = Encoder(at.model, device=settings.device, precision=settings.precision, threads=at.config.ray.cpus_per_worker)
+    encoder = load_encoder(at, at.config.ray.cpus_per_worker)
     if encoder.loss:
         log.warning("precision int8: %s", encoder.loss)
     start_s = time.perf_counter() - started

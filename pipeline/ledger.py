@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import interruption, metrics, store
+from pipeline.canary import compare
+from pipeline.encode import Canary
 from pipeline.engine import Casualty, Finished
 from pipeline.errors import PipelineError
 from pipeline.schema import QUARANTINE, RUNS, ChunkCounts, DocumentCounts, Progress, Receipt, Report, ShardTime
@@ -62,6 +64,7 @@ class Ledger:
         self.counts.update(undone_added=planned.added, undone_changed=planned.changed)  # until a worker is through with them
         self.slowest: list[ShardTime] = []
         self._working_since = time.monotonic()
+        self._canary = self._canary_kept = ""  # of the first worker, if the table has none
         interruption.describe(self.stopped())
 
     @interruption.deferred()
@@ -76,6 +79,7 @@ class Ledger:
         documents = finished.shard.documents()
         if isinstance(finished, Finished):
             outcome = finished.receipt
+            self._hear(outcome.canary)
         else:
             lost = quarantine_rows(documents, [finished.reason], finished.traceback, self.lease.run_id)
             outcome = Receipt(finished.shard.name, (), 0, lost, (), 0, 0, 0, 0.0, 0.0, 0.0)
@@ -111,6 +115,12 @@ class Ledger:
             outcome.write_s,
         )
 
+    def _hear(self, canary: str) -> None:
+        """Keep the first worker's vectors of fixed texts; raise SpecMismatch if another worker's are others."""
+        if canary and self._canary:
+            compare(Canary.from_json(canary), self._canary, self.at.spec, "another worker")
+        self._canary = self._canary or canary
+
     @interruption.deferred()
     def commit(self, *, last: bool = False) -> list[str]:
         """Make what is pending visible, with the file states and the quarantine that go with it; returns the shards' names.
@@ -129,6 +139,10 @@ class Ledger:
             self.counts["deleted"] += done.rows_deleted
             metrics.COMMITS.labels(self.at.store.name).inc()
             log.info("version %d: %d rows in, %d out", done.version, done.rows_added, done.rows_deleted)
+        if self._canary and self._canary != self._canary_kept:
+            self.lease.check()
+            store.write_canary(self.at.store, self.at.spec, self._canary)
+            self._canary_kept = self._canary
         self._sides |= sides
         self._pending, self._replaced, self._ended = [], [], last
         self.committed = self.embedded

@@ -292,7 +292,7 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
     on_progress(Progress("start", 0, ledger.total))
     if manners is not None:
         manners.begin()
-    job = Job(at.config, at.spec, outlook.metadata, at.store, ledger.lease.run_id, ledger.base)
+    job = Job(at.config, at.spec, outlook.metadata, at.store, ledger.lease.run_id, store.canary_of(at.store, at.spec), ledger.base)
     engine = workers.enter_context(make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)))
     ledger.workers = engine.workers
     metrics.WORKERS.labels(at.store.name).set(engine.workers)

@@ -307,6 +307,7 @@ class Receipt:
     node: str = ""  # IP address of the worker's machine; with the rest filled in by the engine
     pid: int = 0  # of the worker's process
     memory: int = 0  # bytes that this process held at most
+    canary: str = ""  # vectors of fixed texts by this worker, as JSON, in its first receipt and if the table has none yet
 
     @property
     def seconds(self) -> float:
@@ -369,6 +370,7 @@ class Report:
     columns_added: tuple[str, ...] = ()  # metadata columns that the table gains
     columns_dropped: tuple[str, ...] = ()  # and loses
     refused: str = ""  # of a plan: why a run would stop before it deletes
+    versions: dict[str, str] = field(default_factory=dict)  # of the libraries that decide vectors
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,10 @@ def status(config: Config, count: int = 10) -> Status:
 
 
 def runs(config: Config, count: int = 10) -> list[dict[str, Any]]:
-    """The last runs of the table, newest first: RUNS with the report read. Empty where there was none yet."""
+    """The last runs of the table, newest first: RUNS with the report read, and the versions of libraries. Empty where there was none yet."""
     rows = store.read_runs(store_of(config))[:count].to_pylist()
-    return [row | {"report": json.loads(row["report"])} for row in rows]
+    reports = [json.loads(row["report"]) for row in rows]
+    return [row | {"report": report, "versions": report.get("versions", {})} for row, report in zip(rows, reports, strict=True)]
 
 
 def figures(place: Store) -> TableFigures:

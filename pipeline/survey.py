@@ -36,6 +36,7 @@ from pipeline.schema import (
     owned,
 )
 from pipeline.store import Asking, Store
+from pipeline.versions import installed
 
 log = logging.getLogger("pipeline")
 OnProgress = Callable[[Progress], None]
@@ -341,6 +342,7 @@ def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -
         columns_dropped=outlook.columns.dropped,
         reasons=reasons_of(outlook.plan.quarantined),
         prompts=outlook.prompts,
+        versions=installed(),
     )
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import source, store
+from pipeline.canary import load_encoder
 from pipeline.config import Config
-from pipeline.encode import Encoder
 from pipeline.errors import PipelineError, SourceError, StoreError, UnreadableFile
 from pipeline.plan import DUPLICATE
 from pipeline.schema import FileState, Spec, digest
@@ -203,13 +203,13 @@ def _indexes_cover(subject: _Subject) -> Check:
 
 
 def _sample_agrees(subject: _Subject) -> Check:
-    at, settings, count = subject.at, subject.at.config.model, subject.columns.num_rows
+    at, count = subject.at, subject.columns.num_rows
     rows = np.sort(np.random.default_rng(SEED).choice(count, min(SAMPLE, count), replace=False)).tolist()
     if not rows:
         return _check(pa.array([], pa.string()), "no rows", "")
     with store.lance_errors(f"{at.store.label} cannot be read"):
         sample = subject.table.take(rows, columns=["chunk_id", "text", "vector"])
-    encoder = Encoder(at.model, device=settings.device, precision=settings.precision)
+    encoder = load_encoder(at)
     texts = sample["text"].to_pylist()
     afresh = encoder.encode(texts, subject.spec.document_prompt)
     stored = np.array(sample["vector"].to_pylist(), np.float32)

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import model, source
+from pipeline.canary import compare
 from pipeline.chunk import Chunker, chunk_documents, make_chunker
 from pipeline.config import Config
-from pipeline.encode import Encoder
+from pipeline.encode import Canary, Encoder
 from pipeline.engine import Claims
 from pipeline.errors import Failure, SpecMismatch, UnreadableFile
 from pipeline.schema import QUARANTINE, LocalModel, Receipt, Shard, Spec, table_schema
@@ -38,6 +39,7 @@ class Job:
     metadata: pa.Schema
     store: Store
     run_id: str
+    canary: str | None  # vectors of fixed texts, as JSON; None: the table has none yet
     base_version: int  # of the table when the run began: what it held then is reused even if it is replaced meanwhile
 
 
@@ -64,6 +66,10 @@ class Worker:
             model.tokenizer_file(local), local.max_tokens, chunk.tokens, chunk.overlap, job.spec.document_prompt
         )
         self._encoder = Encoder(local, device=settings.device, precision=settings.precision, threads=job.config.ray.cpus_per_worker)
+        canary = Canary.of(self._encoder)
+        if job.canary:
+            compare(canary, job.canary, job.spec, job.store.label)
+        self._canary = "" if job.canary else canary.to_json()
         _same_model(job)  # still, after the many seconds that loading takes
         origin = source.locate(job.config.source.uri)
         self._reader = source.Reader(origin, job.config.source.format, job.config.source, job.metadata)
@@ -81,6 +87,7 @@ class Worker:
         failed |= _without_vector(chunks, vectors, made.failed)
         rows, quarantined = _rows(documents, chunks, vectors, failed, self._job)
         fragments = write_fragments(self._job.store, rows) if rows.num_rows else ()
+        canary, self._canary = self._canary, ""
         return Receipt(
             shard=shard.name,
             fragments=fragments,
@@ -93,6 +100,7 @@ class Worker:
             read_s=read - started,
             encode_s=made.seconds,
             write_s=time.perf_counter() - reused,
+            canary=canary,
         )
 
     def _read(self, shard: Shard) -> tuple[pa.Table, tuple[str, ...]]:

@@ -10,12 +10,26 @@ With precision "int8" the transformer is OpenVINO's, with a loss that is measure
 A batch that fails, for want of memory or of anything else, is halved until the guilty text stands by itself.
 
 `encoder` is the room's door; `batching` is which texts go together; `packing` is padding, and attention without it; `int8` is 8-bit arithmetic and
-`loss` what it costs; `reranker` reads a query and a passage together; `autoencoder` makes vectors
+`loss` what it costs; `canary` is fixed texts whose vectors must not change; `reranker` reads a query and a passage together; `autoencoder` makes vectors
 smaller.
 """
 
 from pipeline.encode.batching import Prepared, batches
+from pipeline.encode.canary import LEAST_COSINE, TEXTS, Canary
 from pipeline.encode.encoder import Encoded, Encoder, actual_precision, best_device, gpu_count, loss_of
 from pipeline.encode.reranker import Reranker
 
-__all__ = ["Encoded", "Encoder", "Prepared", "Reranker", "actual_precision", "batches", "best_device", "gpu_count", "loss_of"]
+__all__ = [
+    "LEAST_COSINE",
+    "TEXTS",
+    "Canary",
+    "Encoded",
+    "Encoder",
+    "Prepared",
+    "Reranker",
+    "actual_precision",
+    "batches",
+    "best_device",
+    "gpu_count",
+    "loss_of",
+]

@@ -124,6 +124,15 @@ class Encoder:
         self._features = self._faithful(SAME if dtype == torch.float32 else SAME_SHORT, packed=self.device == "cpu" and not int8)
         self.loss = self._quantise(model, threads) if int8 else None  # of 8-bit vectors, against float32
 
+    @property
+    def hardware(self) -> str:
+        """What calculates: the GPU's name, or the processor's instructions."""
+        import torch
+
+        if self.device.startswith("cuda"):
+            return str(torch.cuda.get_device_name(self.device))
+        return f"{self.device} {torch.backends.cpu.get_cpu_capability()}"
+
     def prepare(self, texts: Sequence[str], prompt: str = "") -> Prepared:
         """Tokenise with the prompt before each text: beside another thread that encodes, since the tokenizer needs no lock of Python's."""
         ids, failed = list[npt.NDArray[np.int32]](), dict[int, Failure]()

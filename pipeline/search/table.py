@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import model
+from pipeline.canary import load_encoder
 from pipeline.config import Config, Mode, Search, load
 from pipeline.directions import combined
 from pipeline.encode import Encoder, Reranker
@@ -65,8 +66,7 @@ class _View:
 
     @cached_property
     def encoder(self) -> Encoder:
-        settings = self.at.config.model
-        return Encoder(self.at.model, device=settings.device, precision=settings.precision)
+        return load_encoder(self.at)
 
 
 def _view(config: Config) -> _View:

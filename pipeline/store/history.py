@@ -31,6 +31,7 @@ from pipeline.store.tables import (
     FORMER_KEY,
     QUERIES_KEY,
     Asking,
+    canary_of,
     create_runs,
     drop_versions,
     former_specs,
@@ -40,6 +41,7 @@ from pipeline.store.tables import (
     opened_runs,
     read_runs,
     read_side,
+    write_canary,
     write_runs,
     write_side,
 )
@@ -142,6 +144,9 @@ def switch(store: Store, lease: Lease, successor: Store, asking: Asking, message
     operation = LanceOperation.Overwrite(schema, written(store, new.scanner().to_reader(), count, schema))
     sides = {side: write_side(store, side, read_side(successor, side, named(new))) for side in NAMED}
     write_runs(store, read_runs(successor))
+    spec = Spec.from_json(new.schema.metadata[SPEC_KEY].decode())
+    if canary := canary_of(successor, spec):
+        write_canary(store, spec, canary)
     properties = naming(sides) | {"latent.run": lease.run_id, "latent.rows": str(count), MESSAGE: message}
     return _made(store, lease, table, operation, properties)
 

@@ -17,7 +17,7 @@ import lance
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.schema import FILES, HELD, QUARANTINE, RUNS, Spec, table_schema
+from pipeline.schema import FILES, HELD, QUARANTINE, RUNS, Spec, digest, table_schema
 from pipeline.store.failures import lance_errors
 from pipeline.store.ownership import (
     DERIVED,
@@ -36,6 +36,9 @@ from pipeline.store.ownership import (
 FORMER_KEY = b"latent.former"  # specs that the table had before it was migrated
 SOURCE_KEY = b"latent.source"  # whose documents the table holds
 QUERIES_KEY = b"latent.queries"  # how queries are put to the model
+CANARY_KEY = (
+    "latent.canary."  # in the metadata of the table of runs, one a model and precision: a table that is rolled back finds its own
+)
 NAMING = "latent.side."  # property of a commit: the version of a side table that belongs to it
 
 
@@ -97,9 +100,13 @@ def opened_runs(store: Store) -> lance.LanceDataset:
 
 
 def _forget(store: Store, owner: str) -> None:
-    """Derived tables of a main table that is gone, and the versions of its runs: they would be taken for the next one's."""
+    """Derived tables of a main table that is gone, its canaries and the versions of its runs: they would be taken for the next one's."""
     left = [name for name in DERIVED if (table := store.open(name, any_maker=True)) is not None and mark_of(table) == owner]
     drop_tables(store, left)
+    kept = opened_runs(store)
+    if canaries := {key: None for key in kept.metadata if key.startswith(CANARY_KEY)}:
+        with lance_errors(f"{store.label} cannot be created"):
+            kept.update_metadata(canaries)
     runs = read_runs(store)
     write_runs(
         store, runs.set_column(runs.schema.get_field_index("table_version"), "table_version", pa.nulls(len(runs), pa.int64()))
@@ -118,6 +125,24 @@ def asking_of(store: Store) -> Asking:
     """How queries are put to the model that made the table's vectors."""
     told = (store.opened().schema.metadata or {}).get(QUERIES_KEY)
     return Asking(**json.loads(told)) if told else Asking()
+
+
+def canary_of(store: Store, spec: Spec) -> str | None:
+    """The vectors of fixed texts that were kept with the spec, as JSON; None if there are none yet."""
+    runs = store.open("runs")
+    text = runs.metadata.get(_canary_key(spec)) if runs else None
+    return str(text) if text else None
+
+
+def write_canary(store: Store, spec: Spec, canary: str) -> None:
+    """Keep the vectors of fixed texts. Under the lease."""
+    with lance_errors(f"{store.label}: the canary cannot be recorded"):
+        if (runs := store.open("runs")) is not None:
+            runs.update_metadata({_canary_key(spec): canary})
+
+
+def _canary_key(spec: Spec) -> str:
+    return CANARY_KEY + digest(f"{spec.model_digest} {spec.precision}".encode())
 
 
 def former_specs(table: lance.LanceDataset) -> list[Spec]:
