@@ -21,7 +21,7 @@ from conftest import Desk, HereAndNow, words
 
 from pipeline import run
 from pipeline.chunk import CHARS_A_TOKEN
-from pipeline.errors import REASON_CHARS, ModelError, SpecMismatch
+from pipeline.errors import REASON_CHARS, ModelError, SourceError, SpecMismatch
 from pipeline.plan import SHARD_CHARS
 from pipeline.run import embed
 from pipeline.source.documents import ID_CHARS, WORD_CHARS
@@ -162,6 +162,49 @@ def test_a_file_whose_name_is_not_utf8_is_quarantined_by_its_escaped_name_and_th
     ]
     assert sound(desk)
     assert desk.embed(engine=None).documents.unchanged == 1
+
+
+def test_a_file_of_other_columns_is_quarantined_alone_and_its_stored_documents_stay(desk: Desk) -> None:
+    desk.write("a.jsonl", [FIRST])
+    desk.write("b.jsonl", [LAST])
+    desk.embed()
+    desk.write("b.jsonl", [{"key": "last", "body": "w9"}])
+    desk.write("c.jsonl", [{"id": "new", "text": "w2"}])
+    report = desk.embed()
+    assert (report.documents.added, report.documents.deleted, report.files_refused) == (1, 0, 1)
+    (row,) = desk.side("quarantine")
+    assert (row["source_file"], "no column 'id', 'text'; it has key, body" in str(row["reason"])) == ("b.jsonl", True)
+    assert set(texts(desk)) == {"first", "new", "last"}
+    assert sound(desk)
+
+
+def test_columns_that_all_files_lost_end_the_run_in_one_line_and_change_nothing(desk: Desk) -> None:
+    desk.write("a.jsonl", [FIRST])
+    desk.write("b.jsonl", [LAST])
+    desk.embed()
+    for name in ("a.jsonl", "b.jsonl"):
+        desk.write(name, [{"id": name, "body": "w9"}])
+    with pytest.raises(SourceError, match=r"a.jsonl: no column 'text'; it has id, body"):
+        desk.embed()
+    assert set(texts(desk)) == {"first", "last"}
+    assert desk.side("quarantine") == []
+
+
+def test_a_value_that_does_not_fit_a_column_that_is_there_is_quarantined_and_heals(
+    desk_for: Callable[..., Desk], tmp_path: Path
+) -> None:
+    desk = desk_for(tmp_path, metadata=["m"])
+    desk.write("a.jsonl", [FIRST | {"m": 4}])
+    desk.embed()
+    odd = {"half": 4.5, "true": True, "word": "four", "giant": 10**23}
+    desk.write("b.jsonl", [{"id": name, "text": "w2", "m": m} for name, m in odd.items()] + [LAST | {"m": 5.0}])
+    assert desk.embed().documents.added == 1
+    assert lost(desk) == {name: f"metadata column 'm': expected int64, got {m!r}" for name, m in odd.items()}
+    assert {name: row[1] for (name, _), row in desk.rows().items()} == {"first": 4, "last": 5}
+    desk.write("b.jsonl", [{"id": name, "text": "w2", "m": 6} for name in odd])
+    desk.embed()
+    assert lost(desk) == {}
+    assert sound(desk)
 
 
 def test_fifty_megabytes_of_one_word_are_kept_apart_and_healed_by_words(desk: Desk) -> None:
