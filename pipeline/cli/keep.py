@@ -224,6 +224,39 @@ def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False)
 
 
 @app.command()
+def backup(
+    to: Annotated[
+        str, typer.Argument(help="Folder or object-store URI for the copy; an earlier copy there is brought up to date.")
+    ],
+    *,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", help="Storage option of that place, KEY=VALUE; default: those of [table], for a URI of the same kind."
+        ),
+    ] = None,
+    config: ConfigPath = Path("config.toml"),
+    as_json: Json = False,
+) -> None:
+    """Copy the table and those beside it to another place while runs go on; a config whose [table] uri names that place opens the copy.
+
+    Example: latent backup s3://backups/lancedb
+    """
+    from pipeline import store
+
+    given = dict(each.partition("=")[::2] for each in option or [])
+    if "" in given or any("=" not in each for each in option or []):
+        raise typer.BadParameter("give --option as KEY=VALUE")
+    table = settings_of(config).table
+    uri = to if "://" in to else str(Path(to).resolve())
+    same_kind = uri.partition("://")[0] == table.uri.partition("://")[0] and "://" in uri
+    options = given or (table.storage_options if same_kind else {})
+    done = store.back_up(store.Store(table.uri, table.name, table.storage_options), store.Store(uri, table.name, options))
+    copied = f"version {done.table_version} is in {shown(uri)}: {len(done.tables)} tables, {done.files_copied} files copied, {done.files_removed} removed"
+    printed(done, as_json, copied, "next: set [table] uri to that place in a copy of the config, and 'latent verify' it")
+
+
+@app.command()
 def rollback(
     to: Annotated[str, typer.Argument(help="A version's number, or a run: the table becomes what it was when that run had ended.")],
     *,

@@ -9,11 +9,11 @@ commit: its successor's fence conflicts with it, on a disk as on an object store
 
 Not promised: rows that other programs write to these tables (a run that meets them stops; `verify` names them), side tables opened by themselves (their newest
 version may be ahead of the main table's by one commit), file systems without atomic rename or stores without conditional put, a table whose files are copied
-while a run writes.
+while a run writes, but by `back_up`.
 
 `ownership` says where tables lie and whose they are; `tables` makes and describes them; `commits` changes rows, `columns` what they hold; `lease` keeps a second writer out,
 `courtesy` lets one pass; `history` goes back and cleans up; `indexes` are kept beside the rows, with the recall that `tuning` measures; `word_index` is the one of words, `folding` its forms of them;
-`reading` is a version open for searches; `derived` are tables worked out from it; `failures` puts what Lance raises in one line.
+`reading` is a version open for searches; `derived` are tables worked out from it; `backup` copies them all; `failures` puts what Lance raises in one line.
 """
 
 import os
@@ -21,6 +21,7 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before they are imported: they warn of empty parts of indexes and the like
 os.environ.setdefault("LANCEDB_LOG", "error")
 
+from pipeline.store.backup import Backup, back_up
 from pipeline.store.columns import adapt, metadata_fields, source_of
 from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
 from pipeline.store.conditions import Condition
@@ -67,6 +68,7 @@ __all__ = [
     "RESCORED",
     "Asking",
     "Backfill",
+    "Backup",
     "Change",
     "Codes",
     "Commit",
@@ -84,6 +86,7 @@ __all__ = [
     "Worked",
     "adapt",
     "asking_of",
+    "back_up",
     "backfilling_since",
     "batches",
     "canary_of",
