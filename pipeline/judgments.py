@@ -127,7 +127,7 @@ def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArra
 def _trec(path: Path) -> tuple[list[str], list[str], list[str]] | None:
     """Query, document and relevance of a file of four columns, the second of which says nothing; None where it is none."""
     try:
-        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
         return None
     if not rows or any(len(row) != 4 for row in rows) or not rows[0][3].lstrip("-").isdigit():

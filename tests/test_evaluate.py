@@ -80,6 +80,15 @@ def test_judgments_and_queries_read_alike_from_every_kind_of_file(tmp_path: Path
     assert read_judgments(tmp_path / "numbers.parquet") == {"1": {"7": 1, "8": 0}}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("j.qrels", "q 0 d 1\n"), ("j.csv", "qid,docid,rel\nq,d,1\n"), ("j.jsonl", '{"qid": "q", "docid": "d", "rel": 1}\n')],
+)
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert read_judgments(tmp_path / name) == {"q": {"d": 1}}
+
+
 def test_ids_are_taken_as_they_are_written(tmp_path: Path) -> None:
     ids = ["0007", "2024-01-01", "null", "1e3", "true"]
     for name, between in (("j.csv", ","), ("j.tsv", "\t")):

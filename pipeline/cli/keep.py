@@ -12,6 +12,7 @@ from pipeline.cli.app import ConfigPath, Json, app, overrides, settings_of
 from pipeline.cli.show import Grid, looking, printed, progress, runs_of, say, stamp, told
 from pipeline.config import Config, render
 from pipeline.errors import ConfigError, PipelineError, shown
+from pipeline.schema import short
 
 AllowDeletions = Annotated[
     bool,
@@ -184,7 +185,7 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
     lines = [
         f"{found.table}, version {found.version}",
         f"{found.documents} documents in {found.chunks} chunks from {found.files} files",
-        f"spec: {', '.join(f'{k} {v}' for k, v in found.spec.items() if v != '')}",
+        f"spec: {', '.join(f'{k} {short(v)}' for k, v in found.spec.items() if v != '')}",
         f"prompts: {found.prompts}",
         f"quarantine: {', '.join(f'{n} x {reason}' for reason, n in found.quarantined.items()) or 'empty'}",
         f"indexes: {'; '.join(found.indexes) or 'none'}",

@@ -57,7 +57,7 @@ class Grid:
 
     def _paragraph(self, row: Sequence[str]) -> list[str]:
         """The first two cells on a line, and the others, with their names, below."""
-        rest = ", ".join(f"{name} {cell}".strip() for name, cell in zip(self.columns[2:], row[2:], strict=True) if cell)
+        rest = "; ".join(f"{name} {cell}".strip() for name, cell in zip(self.columns[2:], row[2:], strict=True) if cell)
         return [GAP.join(row[:2]), *([f"{GAP}{rest}"] if rest else [])]
 
 
