@@ -71,8 +71,8 @@ class LastRun:
     ended: float  # Unix time
     documents: Mapping[str, int]
     chunks: Mapping[str, int]
-    tokens: int
-    seconds: float
+    tokens: int | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,12 @@ def figures(place: Store) -> TableFigures:
 
 
 def _last_run(row: dict[str, Any]) -> LastRun:
-    report = json.loads(row["report"])
+    report = json.loads(row["report"]) if row["report"] else {}  # none where the run ended before it had the table to itself
     return LastRun(
-        row["status"], row["finished_at"].timestamp(), report["documents"], report["chunks"], report["tokens"], report["seconds"]
+        status=row["status"],
+        ended=row["finished_at"].timestamp(),
+        documents=report.get("documents", {}),
+        chunks=report.get("chunks", {}),
+        tokens=report.get("tokens"),
+        seconds=report.get("seconds"),
     )

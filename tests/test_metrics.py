@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from pipeline import exposition, metrics, run
 from pipeline.config import load
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, TableBusy
 from pipeline.exposition import shown_at
 from pipeline.status import figures, runs
+from pipeline.store import Lease
 from pipeline.survey import store_of
 
 
@@ -126,6 +127,17 @@ def test_a_night_that_was_over_before_a_scrape_is_seen_in_the_tables_figures(des
     failed = of_table(desk)
     assert 'latent_last_run_status{status="failed",table="docs"} 1.0' in failed
     assert last_success(failed) == last_success(seen)
+
+
+def test_a_run_that_never_had_the_table_to_itself_is_seen_as_failed(desk: Desk) -> None:
+    desk.write("a.jsonl", [{"id": "a", "text": words(1)}])
+    desk.embed()
+    desk.write("b.jsonl", [{"id": "b", "text": words(2)}])
+    with Lease(store_of(desk.config), "another"), pytest.raises(TableBusy):
+        desk.embed()
+    assert 'latent_table_readable{table="docs"} 1.0' in of_table(desk)
+    newest = runs(desk.config)[0]["status"]
+    assert f'latent_last_run_status{{status="{newest}",table="docs"}} 1.0' in of_table(desk)
 
 
 def last_success(seen: set[str]) -> float:
