@@ -121,6 +121,8 @@ def test_a_phrase_in_quotes_stands_so_in_what_is_found(desk: Desk) -> None:
         assert found(desk, "“climate change”", k=1) <= {"a", "c"}
         assert found(desk, '"change climate"') == set()
         assert len(found(desk, 'climate "change')) == 4  # one mark makes no phrase
+        assert found(desk, 'report "was read"') == found(desk, 'annual "on climate"') == {"a"}
+        assert found(desk, 'report "on the"') == set()
         run.maintain(desk.config)
     assert found(desk, '"北京大学"') == {"d"}
     both = open_table(desk.config_path).search('"climate change"', mode="hybrid")

@@ -197,27 +197,36 @@ class Reading:
         query = WordQuery(words, self._words)
         if not query.phrases:
             return self._matching(query, k, where, columns)
-        asked = k
+        asked, all_words = k, True
         while True:
-            rows = self._matching(query, asked, where, [*dict.fromkeys([*columns, "text"])])
+            rows = self._matching(query, asked, where, [*dict.fromkeys([*columns, "text"])], all_words=all_words)
+            if not rows.num_rows and all_words:
+                all_words = False  # a phrase of stop words only has no word that a row could hold
+                continue
             holding = rows.filter(query.holds(rows["text"]))
             if holding.num_rows >= k or rows.num_rows < asked or asked >= PHRASE_DEPTH:
                 return holding[:k].select([*columns, "_rowid"])
             asked *= 4
 
-    def _matching(self, query: WordQuery, k: int, where: Condition | None, columns: list[str]) -> pa.Table:
+    def _matching(
+        self, query: WordQuery, k: int, where: Condition | None, columns: list[str], *, all_words: bool = True
+    ) -> pa.Table:
         """The rows that words fit best. Those that are newer than the index are searched one by one, and left out where they are too many for that."""
         if not self.has_words and self.count:
-            return self._matching_in_memory(query, k, where, columns)
+            return self._matching_in_memory(query, k, where, columns, all_words=all_words)
         newer = self._newer_than_words
-        found = self._table.search(query.match(unfolded=newer > 0), query_type="fts").limit(k).with_row_id(True)
+        found = (
+            self._table.search(query.match(unfolded=newer > 0, all_words=all_words), query_type="fts").limit(k).with_row_id(True)
+        )
         if newer > FLAT_ROWS:
             found = found.fast_search()
         if where:
             found = found.where(self._plan(where)[0], prefilter=True)
         return self._run(found.select(columns), where)
 
-    def _matching_in_memory(self, query: WordQuery, k: int, where: Condition | None, columns: list[str]) -> pa.Table:
+    def _matching_in_memory(
+        self, query: WordQuery, k: int, where: Condition | None, columns: list[str], *, all_words: bool
+    ) -> pa.Table:
         """As `_matching`, of a table that has no index yet. Raises QueryError where its rows are too many."""
         if self.count > FLAT_ROWS:
             many = f"{self.store.label} has no full-text index, and its {self.count:,} rows are too many to search one by one"
@@ -226,7 +235,7 @@ class Reading:
             )
         with self._planning:
             texts = self._in_memory
-        found = texts.search(query.match(unfolded=False), query_type="fts").limit(self.count if where else k)
+        found = texts.search(query.match(unfolded=False, all_words=all_words), query_type="fts").limit(self.count if where else k)
         hits = found.select(["row_id", "_score"]).to_arrow()
         if where:
             ids = self._run(self._meeting(where), where)["_rowid"].combine_chunks()

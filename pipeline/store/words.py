@@ -67,14 +67,14 @@ class WordQuery:
         found = ("".join(groups) for groups in PHRASE.findall(self.text))
         return [phrase for phrase in found if folded(phrase).strip()]
 
-    def match(self, *, unfolded: bool) -> Any:
-        """As lancedb takes it. `unfolded`: rows without an index are searched too, by the words as they are typed."""
+    def match(self, *, unfolded: bool, all_words: bool = True) -> Any:
+        """As lancedb takes it. `unfolded`: rows without an index are searched too, by the words as they are typed. `all_words`: of the phrases, are asked for."""
         from lancedb.query import BooleanQuery, FullTextOperator, MatchQuery, Occur
 
         asked = query_form(self.text, accents=self.words.accents)
         if unfolded:
             asked = " ".join([asked, *(word for word in self.text.split() if folded(word) != word.lower())])
-        if not self.phrases:
+        if not self.phrases or not all_words:
             return MatchQuery(asked, "text")
         musts = [MatchQuery(query_form(phrase, accents=False), "text", operator=FullTextOperator.AND) for phrase in self.phrases]
         return BooleanQuery([*((Occur.MUST, must) for must in musts), (Occur.SHOULD, MatchQuery(asked, "text"))])
