@@ -239,7 +239,9 @@ def backup(
     config: ConfigPath = Path("config.toml"),
     as_json: Json = False,
 ) -> None:
-    """Copy the table and those beside it to another place while runs go on; a config whose [table] uri names that place opens the copy.
+    """Copy the table to another place while runs go on.
+
+    Those beside it are copied too. A config whose [table] uri names that place opens the copy.
 
     Example: latent backup s3://backups/lancedb
     """
