@@ -419,6 +419,4 @@ def version_of(place: Store, to: str) -> int:
     runs = {row["run_id"]: row["table_version"] for row in rows if row["status"] != "running" and row["table_version"] is not None}
     if to not in runs and not re.fullmatch("[0-9]{1,18}", to):  # Lance counts in 64 bits
         raise QueryError(f"no run {to!r} of {place.label}: give a version's number or a run, 'latent status' lists both")
-    if (version := runs.get(to, to)) is None:
-        raise QueryError(f"run {to} wrote to a table that was dropped since: 'latent status' lists the versions of {place.label}")
-    return int(version)
+    return int(runs.get(to, to))
