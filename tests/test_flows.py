@@ -10,12 +10,13 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -108,6 +109,35 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
         assert process.wait(90) in (0, 130)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/api/health")
+
+
+def test_prefects_database_is_copied_while_its_server_writes_and_a_server_starts_on_the_copy(
+    served: Served, tmp_path: Path
+) -> None:
+    # 30 s: the second server's start
+    with (
+        closing(sqlite3.connect(served.desk.folder / "data/prefect/prefect.db")) as live,
+        closing(sqlite3.connect(tmp_path / "prefect.db")) as copy,
+        socket.create_server(("127.0.0.1", 0)) as probe,
+    ):
+        live.backup(copy)
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in served.environment.items() if not name.startswith("PREFECT")}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(
+        command,
+        env=environment | {"PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        restored, deadline = Served(served.desk, f"http://127.0.0.1:{port}", environment, process.pid), time.monotonic() + 240
+        found: dict[str, dict] = {}
+        while not found and time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                found = restored.deployments()
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    assert {each["id"] for each in found.values()} == {each["id"] for each in served.deployments().values()} != set()
 
 
 def test_a_server_that_does_not_answer_is_one_line(desk: Desk) -> None:
