@@ -21,6 +21,7 @@ from pipeline.errors import EngineError, shown
 PORT = 4200  # Prefect's own: of a server that stays. Two that came up at once would both take it for free
 ANSWER_S = 10
 START_S = 120  # a busy machine took 22 s
+LOG_BYTES = 10 << 20  # of the server's log, at a start; then the one before is dropped
 # A run says so often that it lives; 30 is the least. A run that says nothing for four times as long is taken for dead: infra/automations.yaml.
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 
@@ -96,6 +97,8 @@ def local_server(folder: Path, port: int = 0) -> Iterator[str]:
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     environment = os.environ | {"PREFECT_SERVER_UI_API_URL": f"{address}/api"}
     log_path = Path(os.environ["PREFECT_HOME"]) / "server.log"
+    if log_path.exists() and log_path.stat().st_size > LOG_BYTES:
+        log_path.replace(log_path.with_suffix(".log.1"))
     with log_path.open("ab") as log:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         # A session of its own: Ctrl-C does not reach it, so what is under way can still be reported.

@@ -30,6 +30,7 @@ from conftest import Desk, words
 from pipeline.config import load
 from pipeline.schema import Progress
 from pipeline.space import analysis
+from pipeline.status import runs
 from pipeline.store import Lease
 from pipeline.survey import scene
 
@@ -85,6 +86,9 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
     desk.write("a.jsonl", [{"id": str(i), "text": words(100 + i)} for i in range(50)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     environment["HOME"] = str(desk.folder)  # no profile of whoever runs the tests
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        environment["LATENT_METRICS__LISTEN"] = f"127.0.0.1:{probe.getsockname()[1]}"
     secrets = ["--source.uri", f"{desk.source}/**", "--table.storage_options", '{"token": "canary"}']
     with subprocess.Popen(
         [LATENT, "serve", "--json", *secrets, "--ray.workers=1", "--schedule.analyze=0 5 * * 0"],
@@ -215,6 +219,25 @@ def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served)
     assert ("new", 0) in served.desk.rows()
     told = served.artifacts(flow_run_id={"any_": [ended["id"]]})
     assert told.keys() == {"progress-docs", "summary-docs", "maintenance-docs"}
+    figures = httpx.get(f"http://{served.environment['LATENT_METRICS__LISTEN']}/metrics", timeout=30).text
+    assert re.search(r'^latent_runs_total{status="done",table="docs"} ', figures, re.MULTILINE), "the run's, after it is over"
+
+
+def test_a_night_with_nothing_to_do_is_a_success_that_serve_tells_a_monitor(served: Served) -> None:
+    served.desk.embed()
+    before = served.desk.rows()
+    ended = served.wait_for(served.start("nightly"))
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]
+    newest = runs(served.desk.config)[0]
+    assert (newest["status"], newest["report"]["documents"]["added"], newest["report"]["chunks"]["encoded"]) == ("done", 0, 0)
+    assert served.desk.rows() == before
+    success, deadline = 0.0, time.monotonic() + 120  # the table is read every 30 s
+    while abs(success - newest["finished_at"].timestamp()) > 0.01 and time.monotonic() < deadline:
+        time.sleep(1)
+        told = httpx.get(f"http://{served.environment['LATENT_METRICS__LISTEN']}/metrics", timeout=30).text
+        line = re.search(r'^latent_last_success_timestamp_seconds{table="docs"} (\S+)$', told, re.MULTILINE)
+        success = float(line[1]) if line else 0.0
+    assert success == pytest.approx(newest["finished_at"].timestamp(), abs=0.01)
 
 
 def test_the_server_has_the_next_night_on_its_list(served: Served) -> None:

@@ -384,6 +384,8 @@ def test_the_services_of_compose_come_up_and_a_nightly_run_completes(
         done = house.run("latent", "prefect", "deployment", "run", "nightly/docs", "--watch")
         assert done.returncode == 0, done.stdout + done.stderr + house.said("latent")
         assert not list((tmp_path / "volumes/prefect").glob("*.db")), "Prefect's state is in PostgreSQL"
+        assert "Ray runtime started" not in house.said("latent"), "its log is of latent alone"
+        assert "\x1b" not in house.said("latent")
         house.up(["search"])
         found = house.run("latent", "latent", "search", words(107, 207), "-k", "1", "--json")
         assert json.loads(found.stdout)["hits"][0]["doc_id"] == "d7", found.stderr
