@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import subprocess
@@ -17,6 +16,7 @@ import httpx
 
 from pipeline import interruption
 from pipeline.errors import EngineError, shown
+from pipeline.hosts import is_loopback
 
 PORT = 4200  # Prefect's own: of a server that stays. Two that came up at once would both take it for free
 ANSWER_S = 10
@@ -57,11 +57,7 @@ def _use_own_home(folder: Path) -> None:
 
 def on_loopback(address: str) -> bool:
     """Whether a server is on this machine, as far as its address tells."""
-    host = httpx.URL(address).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback(httpx.URL(address).host)
 
 
 def require_answer(address: str) -> None:
