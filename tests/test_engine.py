@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -143,6 +144,20 @@ def test_a_process_that_can_do_no_more_is_replaced_and_only_the_document_that_br
         outcomes = list(engine.work([shard("a", "b"), shard("c", "breaking"), shard("d"), shard("e", "f")]))
     assert names_of(outcomes, Casualty) == ["breaking"]
     assert names_of(outcomes, Finished) == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_what_ray_says_of_a_dead_worker_is_in_the_log_and_not_on_stdout(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "pipeline"), Engine(Crew(most=1), Fragile, 2) as engine:
+        list(engine.work([shard("a", "deadly"), shard("b")]))
+        deadline = time.monotonic() + 30
+        while not any("ray: " in message for message in caplog.messages) and time.monotonic() < deadline:
+            time.sleep(0.1)  # a thread of Ray's tells it
+    assert any("ray: A worker died" in message or "ray: Task" in message for message in caplog.messages)
+    printed = capfd.readouterr()
+    assert "(raylet)" not in printed.out + printed.err
+    assert "\x1b" not in printed.out + printed.err
 
 
 def test_print_is_left_as_it_is() -> None:

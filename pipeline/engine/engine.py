@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 
 from pipeline import interruption
 from pipeline.engine.claims import CLAIMS, Book, Claims, RemoteClaims
+from pipeline.engine.output import send_to_log
 from pipeline.errors import EngineError, Failure, PipelineError, one_line, shortened
 from pipeline.schema import Receipt, Shard
 
@@ -254,6 +255,7 @@ class Engine:
         """Start Ray on this machine, or join the cluster."""
         import ray
 
+        send_to_log()
         crew = self._crew
         if crew.address != "local":
             import pipeline
