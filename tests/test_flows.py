@@ -215,7 +215,7 @@ def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served)
     ended = served.wait_for(served.start("nightly"))
     served.desk.config_path.write_text(config)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]
-    assert re.fullmatch(r"nightly docs: by hand \d{4}-\d\d-\d\d \d\d:\d\d", ended["name"])
+    assert re.fullmatch(r"nightly docs: by hand \d{4}-\d\d-\d\d \d\d:\d\d UTC", ended["name"])
     assert ("new", 0) in served.desk.rows()
     told = served.artifacts(flow_run_id={"any_": [ended["id"]]})
     assert told.keys() == {"progress-docs", "summary-docs", "maintenance-docs"}
