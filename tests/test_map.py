@@ -113,14 +113,22 @@ def test_a_picture_that_cannot_be_written_is_one_line_before_the_work(desk: Desk
 
 
 def test_the_page_has_columns_of_the_documents_beside_its_own(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
-    named = ("topic", "X", "x_", "neighbours")
+    named = ("Topic", "topic_", "subtopic", "neighbours")
     desk = desk_for(tmp_path, metadata=list(named))
     desk.write("a.jsonl", [{"id": f"d{i}", "text": words(100 + i)} | {name: f"{name} of d{i}" for name in named} for i in range(4)])
     desk.embed()
     place = np.arange(4, dtype=np.float32)
     like = {"neighbours": [[1], [0], [3], [2]], "distances": [[0.1]] * 4}
     rows = pa.table(
-        {"chunk_id": desk.table()["chunk_id"], "x": place, "y": place, "cluster_id": [0] * 4, "topic": ["all"] * 4} | like
+        {
+            "chunk_id": desk.table()["chunk_id"],
+            "x": place,
+            "y": place,
+            "cluster_id": [0] * 4,
+            "topic": list("abab"),
+            "coarse_topic": ["all"] * 3 + [""],
+        }
+        | like
     )
     drawn = maps.Map(int(store_of(desk.config).opened().version), "docs.map", rows, [(0.0, 0.0, "all", 0)])
     for _ in range(2):  # an earlier one is replaced
@@ -129,8 +137,54 @@ def test_the_page_has_columns_of_the_documents_beside_its_own(desk_for: Callable
     assert [f"{name} of {doc}" for doc in told["doc_id"].to_pylist() for name in named] == [
         value for row in told.to_pylist() for value in (row[name] for name in named)
     ]
-    assert (told["topic_"].to_pylist(), told["x__"].to_pylist(), told["y"].to_pylist()) == (["all"] * 4, [0, 1, 2, 3], [0, 1, 2, 3])
-    assert told["neighbours_"].to_pylist()[2]["ids"] == [3]
+    assert (told["topic__"].to_pylist(), told["subtopic_"].to_pylist()) == (["all"] * 3 + ["(no topic)"], list("abab"))
+    assert (told["__x"].to_pylist(), told["__y"].to_pylist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
+    assert told["__neighbours"].to_pylist()[2]["ids"] == [3]  # of names with __ the page shows nothing
+    head = (tmp_path / "page/index.html").read_text().partition("</head>")[0]
+    assert f"<title>docs, version {drawn.table_version}: 4 passages</title>" in head
+    assert head.count("<title>") == 1
+    assert '<link rel="icon" href="data:image/svg+xml' in head
+
+
+def clusters_of(levels: list[list[int]], dim: int = 8) -> pa.Table:
+    """A table of clusters: by level, from the finest, the number of each one's parent; the last level has none."""
+    chance, rows, first = np.random.default_rng(1), [], 0
+    for level, parents in enumerate(levels):
+        above = first + len(parents)
+        rows += [
+            {
+                "cluster_id": first + i,
+                "parent": above + parent if level + 1 < len(levels) else None,
+                "level": level,
+                "label": f"{level}-{i}",
+                "rows": 100 - i,
+                "centre": chance.standard_normal(dim).tolist() if level == 0 else None,
+            }
+            for i, parent in enumerate(parents)
+        ]
+        first = above
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.mark.parametrize(
+    ("levels", "names"),
+    [
+        ([[0] * 10], [f"0-{i}" for i in range(10)]),  # few enough as they are
+        ([[i // 4 for i in range(20)], [0] * 5], [f"1-{i // 4}" for i in range(20)]),
+        ([[i // 4 for i in range(64)], [i // 4 for i in range(16)], [0] * 4], [f"2-{i // 16}" for i in range(64)]),
+    ],
+)
+def test_colors_stand_for_the_finest_level_that_has_few_enough_topics(levels: list[list[int]], names: list[str]) -> None:
+    assert list(maps.coarse_topics(clusters_of(levels), 10).values()) == names
+
+
+def test_topics_without_a_coarse_level_are_grouped_by_likeness_and_named_after_the_largest() -> None:
+    coarse = maps.coarse_topics(clusters_of([[0] * 15]), 10)
+    assert coarse.keys() == set(range(15))
+    sizes = Counter(coarse.values())
+    assert len(sizes) == 10
+    assert all(name.endswith(f" and {size - 1} more") or size == 1 for name, size in sizes.items())
+    assert all(coarse[min(c for c in coarse if coarse[c] == name)].split()[0] == name.split()[0] for name in sizes)
 
 
 def test_a_table_too_small_for_a_map_is_one_line(desk_for: Callable[..., Desk], tmp_path: Path) -> None:
@@ -178,6 +232,9 @@ def test_in_a_browser_points_are_drawn_a_search_narrows_them_and_a_click_shows_t
         shot = canvas.screenshot()
         assert of_colour(shot, blue) > 50, "points are drawn, a colour a topic"
         assert of_colour(shot, green) > 50
+        assert tab.title() == f"docs, version {drawn.table_version}: {TOPICS * 40} passages"
+        assert tab.get_by_text("(other").count() == 0, "each topic has its color"
+        assert tab.get_by_title("Embedding Atlas").is_hidden()
         for topic in topics:
             assert tab.get_by_text(topic, exact=True).count() >= 3, "in the legend, in its chart, on the map"
 
@@ -202,6 +259,13 @@ def test_in_a_browser_points_are_drawn_a_search_narrows_them_and_a_click_shows_t
         tab.wait_for_timeout(1500)
         more = Counter({text: tab.get_by_text(text).count() for text in texts}) - shown
         assert more, "the passage is shown, on the map and among its like in the list"
+        assert not re.search(r"__|distances", tab.locator("body").inner_text()), "what the page needs for itself is not shown"
+
+        phone = browser.new_page(viewport={"width": 390, "height": 844})
+        phone.goto(page)
+        legend = phone.locator(".order-3:has(> table)")
+        legend.wait_for(timeout=60_000)
+        assert legend.bounding_box()["height"] < 844 / 4
         browser.close()
     assert {url for url in asked if not url.startswith((page, "blob:", "data:"))} == set(), "no request leaves the machine"
 

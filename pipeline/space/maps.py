@@ -6,7 +6,9 @@ The page is Embedding Atlas (https://apple.github.io/embedding-atlas/), a folder
 from __future__ import annotations
 
 import functools
+import html
 import http.server
+import re
 import threading
 import webbrowser
 from collections import Counter
@@ -14,10 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.cluster.hierarchy import fcluster, linkage
 
 from pipeline import interruption, store
 from pipeline.config import Config
@@ -35,6 +40,11 @@ from pipeline.survey import OnProgress, store_of
 FITTED = 100_000  # rows that the plane is fitted on, in some two minutes on one core; others are placed on it
 PAGE_CHARS = 2_000  # of a passage, on the page
 LABELS = 30  # on a picture
+COLORED = 10  # topics that the page has a color for; it shows all others as one
+NO_TOPIC = "(no topic)"
+MAP_CHART = "1"  # the map's number among the page's charts: it is the first
+MARGIN = 1.1
+TITLE = re.compile(r"<title>.*?</title>", re.DOTALL)
 # After Okabe & Ito: told apart by the colour-blind. https://jfly.uni-koeln.de/color/
 HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
 COLOURS = (  # then each lighter, and darker, which the colour-blind see as well as others; after that from the beginning
@@ -51,7 +61,9 @@ class Map:
 
     table_version: int
     map_table: str
-    rows: pa.Table = field(repr=False)  # chunk_id, x, y, cluster_id, topic, and `neighbours` where the plane was fitted on all
+    rows: pa.Table = field(
+        repr=False
+    )  # chunk_id, x, y, cluster_id, topic, coarse_topic, and `neighbours` where the plane was fitted on all
     regions: Sequence[tuple[float, float, str, int]] = field(repr=False)  # x, y, label, level: the middle of each cluster and group
 
 
@@ -106,11 +118,13 @@ def _written(place: Store, version: int, columns: dict[str, Any]) -> Map:
     ids = assigned.rows["cluster_id"].to_numpy()
     groups = clusters.rows.select(["cluster_id", "parent", "level", "label"]).to_pylist()
     names = {row["cluster_id"]: row["label"] for row in groups}
+    coarse = coarse_topics(clusters.rows, COLORED - bool((ids < 0).any()))
     rows = pa.table(
         {
             "chunk_id": assigned.rows["chunk_id"],
             "cluster_id": ids,
             "topic": [names.get(each, "") for each in ids.tolist()],
+            "coarse_topic": [coarse.get(each, "") for each in ids.tolist()],
             **columns,
         }
     )
@@ -125,6 +139,31 @@ def _written(place: Store, version: int, columns: dict[str, Any]) -> Map:
             x, y = np.median(member, 0).tolist()
             regions.append((x, y, row["label"], row["level"]))
     return Map(version, place.table_name("map"), rows, regions)
+
+
+def coarse_topics(clusters: pa.Table, most: int) -> dict[int, str]:
+    """Cluster → the name of its topic at a coarse level, of which there are at most so many.
+
+    Of the table of clusters. Where no level has so few, the clusters are grouped by the likeness of their centers, each group named after its largest.
+    """
+    rows = clusters.select(["cluster_id", "parent", "level", "label", "rows"]).to_pylist()
+    sizes = Counter(row["level"] for row in rows)
+    label, parent = ({row["cluster_id"]: row[name] for row in rows} for name in ("label", "parent"))
+    finest = sorted((row for row in rows if row["level"] == 0), key=lambda row: -row["rows"])
+    level = next((level for level in sorted(sizes) if sizes[level] <= most), None)
+    if level is not None:
+        found = {row["cluster_id"]: row["cluster_id"] for row in finest}
+        for _ in range(level):
+            found = {cluster: parent[above] for cluster, above in found.items()}
+        return {cluster: label[above] for cluster, above in found.items()}
+    centers = clusters.filter(pc.equal(clusters["level"], 0)).select(["cluster_id", "centre"]).to_pylist()
+    at = {row["cluster_id"]: row["centre"] for row in centers}
+    tree = linkage([at[row["cluster_id"]] for row in finest], "average", metric="cosine")
+    groups = fcluster(tree, most, "maxclust").tolist()
+    first = {group: row["label"] for row, group in reversed(list(zip(finest, groups, strict=True)))}
+    others = {group: count - 1 for group, count in Counter(groups).items()}
+    names = {group: f"{name} and {others[group]} more" if others[group] else name for group, name in first.items()}
+    return {row["cluster_id"]: names[group] for row, group in zip(finest, groups, strict=True)}
 
 
 def title_of(table: str, drawn: Map) -> str:
@@ -194,18 +233,23 @@ def save_page(config: Config, drawn: Map, folder: Path) -> None:
     place = store_of(config)
     names = place.opened(drawn.table_version).schema.names
     kept = ["doc_id", "text", *(name for name in names if name not in OWN_COLUMNS)]
-    row, topic, x, y, near_column = (_free(name, kept) for name in ("row", "topic", "x", "y", "neighbours"))
+    # Of a name that begins with __ the page makes no chart, no filter and no line on a card.
+    row, x, y, near_column = (_free(name, kept) for name in ("__row", "__x", "__y", "__neighbours"))
+    topic, fine = (_free(name, kept) for name in ("topic", "subtopic"))
     rows = store.rows_at(place, drawn.table_version, np.arange(drawn.rows.num_rows), kept)
     told = pa.table(
         {
             row: np.arange(rows.num_rows),
+            topic: [name or NO_TOPIC for name in drawn.rows["coarse_topic"].to_pylist()],
+            fine: [name or NO_TOPIC for name in drawn.rows["topic"].to_pylist()],
             **{name: rows[name] for name in kept if name != "text"},
             "text": [text[:PAGE_CHARS] for text in rows["text"].to_pylist()],
-            topic: drawn.rows["topic"],
             x: drawn.rows["x"],
             y: drawn.rows["y"],
         }
     )
+    if told[topic].equals(told[fine]):
+        told = told.drop_columns([fine])
     if "neighbours" in drawn.rows.column_names:
         near = zip(drawn.rows["neighbours"].to_pylist(), drawn.rows["distances"].to_pylist(), strict=True)
         told = told.append_column(near_column, pa.array([{"ids": ids, "distances": far} for ids, far in near]))
@@ -213,14 +257,30 @@ def save_page(config: Config, drawn: Map, folder: Path) -> None:
     labels = [{"x": x, "y": y, "content": label, "level": top - level, "priority": level} for x, y, label, level in drawn.regions]
     neighbours = near_column if near_column in told.column_names else None
     props = make_embedding_atlas_props(row_id=row, x=x, y=y, text="text", labels=labels, neighbors=neighbours)
+    props["embeddingViewConfig"] = {"autoLabelEnabled": False}
+    props["initialState"] = {"chartStates": {MAP_CHART: {"viewport": _viewport(drawn.rows)}}}
     drawn_as = {"x": x, "y": y, "text": "text", "neighbors": neighbours, "category": topic}
-    props["defaultChartsConfig"] = {"embedding": {"data": drawn_as}, "exclude": [row, "doc_id"]}
-    props["chartTheme"] = {scheme: {"categoryColors": COLOURS} for scheme in ("light", "dark")}
+    props["defaultChartsConfig"] = {"embedding": {"data": drawn_as, "title": "Map"}, "exclude": ["doc_id"]}
+    colors = iter((*HUES[:-1], *COLOURS[-8:]))
+    sizes = Counter(told[topic].to_pylist()).most_common()  # as the page orders them
+    shown = [NOISE_COLOUR if name == NO_TOPIC else next(colors) for name, _ in sizes[:COLORED]]
+    props["chartTheme"] = {scheme: {"categoryColors": shown} for scheme in ("light", "dark")}
     with as_file(files("embedding_atlas") / "static") as static:
         source = DataSource(f"{place.name} {drawn.table_version}", told.to_pandas(), {"props": props})
         source.export_to_folder(str(static), str(folder))
     index = folder / "index.html"
-    index.write_text(f"{index.read_text(encoding='utf-8')}<!-- {MARK} -->\n", encoding="utf-8")
+    head = Template((files(__package__) / "map_head.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title_of(place.name, drawn))
+    )
+    page = TITLE.sub(lambda _: head, index.read_text(encoding="utf-8"), count=1)
+    index.write_text(f"{page}<!-- {MARK} -->\n", encoding="utf-8")
+
+
+def _viewport(rows: pa.Table) -> dict[str, float]:
+    """All points with a margin, in the longer side of the page's map; map_head.html makes of that what the shorter one needs."""
+    (left, right), (bottom, top) = ((pc.min_max(rows[name])["min"].as_py(), pc.min_max(rows[name])["max"].as_py()) for name in "xy")
+    half = max(right - left, top - bottom, 1e-6) / 2
+    return {"x": (left + right) / 2, "y": (bottom + top) / 2, "scale": 1 / half / MARGIN}
 
 
 def _free(name: str, taken: Sequence[str]) -> str:

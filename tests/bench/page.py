@@ -47,6 +47,7 @@ def made_up(folder: Path, count: int) -> tuple[Config, maps.Map]:
             "y": points[:, 1].astype(np.float32),
             "cluster_id": heap.astype(np.int32),
             "topic": pa.array([f"heap {h}" for h in heap.tolist()]),
+            "coarse_topic": pa.array([f"heaps {h % 5}" for h in heap.tolist()]),
         }
     )
     regions = [(*np.median(points[heap == h], 0).tolist(), f"heap {h}", 0) for h in range(HEAPS)]
