@@ -23,6 +23,7 @@ PURE = {
     "interruption",
     "rendering",
     "serialization",
+    "hosts",
     "plan",
     "chunk",
     "evaluate",

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from infra.house import BIN, INFRA, MOUNTED, house_of
 from prometheus_client import generate_latest
 
-from pipeline.config import load
+from pipeline.config import Config, load
 from pipeline.metrics import REGISTRY, LastRun, TableCollector, TableFigures, registry_of
 from pipeline.search import Table
 from pipeline.service import service
@@ -337,7 +337,7 @@ def table_metrics() -> set[str]:
 
 def search_metrics() -> set[str]:
     """Names of the search service's numbers, as it tells them before any search."""
-    app = service(cast("Table", SimpleNamespace(version=1)))
+    app = service(cast("Table", SimpleNamespace(version=1, settings=Config().search)))
     with TestClient(app) as client:
         return told(client.get("/metrics").text)
 
