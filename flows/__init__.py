@@ -2,6 +2,7 @@
 
     server       which server is meant, or one started here
     patience     when a task tries again, and which runs come too late
+    ending       how a run is seen that fails, is stopped or killed
     telling      names, progress, logs, events
     reports      what a run did, in Markdown
     embed        the flows of the table: embed, backfill, maintain, nightly

@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
+from flows.ending import close
 from flows.patience import BACKFILL_S, NIGHT_S, SHORT_S, missed, patient
 from flows.reports import QUARANTINE_SHARE, maintenance, quarantined_share, summary
 from flows.telling import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
@@ -19,6 +20,8 @@ from pipeline.run import Maintained
 from pipeline.schema import Report
 from pipeline.store import read_tuning
 from pipeline.survey import store_of
+
+ENDINGS: dict[str, Any] = {"on_failure": [close], "on_cancellation": [close], "on_crashed": [close]}
 
 
 @patient("embed")
@@ -52,7 +55,7 @@ def maintain_table(config: str, overrides: Mapping[str, Any]) -> Maintained:
         return run.maintain(load(config, overrides))
 
 
-@flow(name="embed", flow_run_name=run_name, validate_parameters=False, timeout_seconds=NIGHT_S)
+@flow(name="embed", flow_run_name=run_name, validate_parameters=False, timeout_seconds=NIGHT_S, **ENDINGS)
 def embed(
     config: str = "config.toml",
     overrides: Mapping[str, Any] | None = None,
@@ -76,7 +79,7 @@ def embed(
     return report
 
 
-@flow(name="backfill", flow_run_name=run_name, validate_parameters=False, timeout_seconds=BACKFILL_S)
+@flow(name="backfill", flow_run_name=run_name, validate_parameters=False, timeout_seconds=BACKFILL_S, **ENDINGS)
 def backfill(
     config: str = "config.toml",
     overrides: Mapping[str, Any] | None = None,
@@ -116,7 +119,7 @@ def maintain(config: str = "config.toml", overrides: Mapping[str, Any] | None = 
     _tell_maintained(config, overrides, maintain_table(config, overrides or {}))
 
 
-@flow(name="nightly", flow_run_name=run_name, validate_parameters=False, timeout_seconds=NIGHT_S)
+@flow(name="nightly", flow_run_name=run_name, validate_parameters=False, timeout_seconds=NIGHT_S, **ENDINGS)
 def nightly(
     config: str = "config.toml", overrides: Mapping[str, Any] | None = None, reason: str = "by hand"
 ) -> Report | State[None]:
@@ -124,8 +127,12 @@ def nightly(
     if (left_out := missed()) is not None:
         return left_out
     report = embed_table(config, overrides or {})
-    _tell_embedded(config, overrides, reason, report)
-    _tell_maintained(config, overrides, maintain_table(config, overrides or {}))
+    try:
+        done = maintain_table(config, overrides or {})
+        report = run.report_as_of_now(load(config, overrides), report)
+    finally:
+        _tell_embedded(config, overrides, reason, report)
+    _tell_maintained(config, overrides, done)
     run.record_unchanged(load(config, overrides), report)
     return report
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task, task
+from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, reason_of
 
 RETRIES_S = [30.0, 120.0]  # before the second and the third try
 HOUR_S = 3600.0
@@ -26,14 +27,26 @@ R = TypeVar("R")
 
 def patient(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """A task that tries again where the failure may pass: a store's or a worker's, not a wrong setting's."""
-    return task(
-        name=name,
-        retries=len(RETRIES_S),
-        retry_delay_seconds=RETRIES_S,
-        retry_condition_fn=_transient,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
+
+    def decorate(work: Callable[P, R]) -> Task[P, R]:
+        @wraps(work)
+        def tried(*given: P.args, **named: P.kwargs) -> R:
+            try:
+                return work(*given, **named)
+            except Exception as error:  # Prefect itself says it of the last try only, at a level that is shown
+                get_run_logger().error("try %d of %d failed: %s", task_run.run_count, 1 + len(RETRIES_S), reason_of(error, {}))
+                raise
+
+        return task(
+            name=name,
+            retries=len(RETRIES_S),
+            retry_delay_seconds=RETRIES_S,
+            retry_condition_fn=_transient,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )(tried)
+
+    return decorate
 
 
 def _transient(_task: object, _task_run: object, state: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from pipeline.rendering import markdown_text
 from pipeline.run import Maintained
@@ -63,6 +64,16 @@ def looking(tuning: Tuning | None) -> str:
     return (
         f"Vector searches: recall@10 {tuning.recall:.3f}{held}, {tuning.milliseconds:.0f} ms, measured at version {tuning.version}."
     )
+
+
+def ended(row: Mapping[str, Any], committed: int) -> str:
+    """How far a run came that did not end well: one line. `committed`: documents of it in the table."""
+    if row["status"] == "running":
+        return f"killed: {committed} of {row['report']['undone']} documents are committed; the next run goes on from there"
+    report, reason = row["report"], row["reason"]
+    d = report["documents"]
+    counts = f"{d['added']} documents added, {d['changed']} changed, {report['undone']} not done yet"
+    return f"{row['status']}{f' ({reason})' if reason else ''}: {counts}; the next run goes on from there"
 
 
 def maintenance(table: str, done: Maintained) -> str:

@@ -5,6 +5,7 @@ An update of the artifact costs 17 ms, an event none of the run's time: another 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -21,7 +23,7 @@ from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
-from pipeline import run
+from pipeline import interruption, run
 from pipeline.config import load
 from pipeline.errors import PipelineError
 from pipeline.rendering import LineFormatter
@@ -57,17 +59,28 @@ def progress_artifact(table: str) -> Iterator[OnProgress]:
     """Passes progress on to the watcher, and every UPDATE_S to an artifact."""
     seen_by = watcher.get()
     artifact = cast("UUID", create_progress_artifact(0.0, key=artifact_key(f"progress-{table}"), description="starting"))
-    updated = time.monotonic()
+    updated, last = time.monotonic(), Progress("survey")
 
     def on_progress(moment: Progress) -> None:
-        nonlocal updated
+        nonlocal updated, last
+        last = moment
         seen_by(moment)
         if moment.phase == "done" or time.monotonic() - updated >= UPDATE_S:
-            share = 100.0 if moment.phase == "done" else 100.0 * moment.documents / moment.total if moment.total else 0.0
-            update_progress_artifact(artifact, share, description=told(moment))
+            update_progress_artifact(artifact, _share(moment), description=told(moment))
             updated = time.monotonic()
 
-    yield on_progress
+    try:
+        yield on_progress
+    except BaseException as error:
+        word = "failed" if isinstance(error, Exception) else "stopped"
+        with contextlib.suppress(Exception):  # the error is what is to be seen
+            update_progress_artifact(artifact, _share(last), description=told(replace(last, phase=word, seconds_left=None)))
+        raise
+
+
+def _share(moment: Progress) -> float:
+    """Percent done."""
+    return 100.0 if moment.phase == "done" else 100.0 * moment.documents / moment.total if moment.total else 0.0
 
 
 def told(moment: Progress) -> str:
@@ -82,10 +95,20 @@ def _rounded(seconds: float) -> str:
     return next((f"{seconds / size:.1f} {name}" for size, name in units if seconds >= size), f"{seconds:.0f} s")
 
 
+def _no_crash(record: logging.LogRecord) -> bool:
+    """Say of a run that was stopped what it committed: Prefect calls it a crash."""
+    text = str(record.msg)
+    if text.startswith("Crash detected!") and re.search("termination signal|interrupt signal|CancelledError", text):
+        record.msg, record.args, record.levelno, record.levelname = interruption.message(), (), logging.WARNING, "WARNING"
+    return True
+
+
 @contextmanager
 def logs_to_prefect() -> Iterator[None]:
     """The pipeline's log lines go to the flow run's page."""
     logger, handler = logging.getLogger("pipeline"), APILogHandler()
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(_no_crash)
     handler.setFormatter(LineFormatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

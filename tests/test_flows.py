@@ -286,6 +286,18 @@ def test_a_run_is_at_most_one_of_its_flow_and_table_and_says_what_of(served: Ser
     )
 
 
+def test_a_run_that_fails_says_why_on_its_page_and_in_its_log_at_each_try(served: Served) -> None:
+    served.desk.embed()
+    ended = served.wait_for(served.start("embed", config=str(served.desk.config_path), overrides={"model.name": "no/such-model"}))
+    assert ended["state"]["type"] == "FAILED"
+    assert_closed(served, ended["id"], "failed (.*no/such-model.*): 0 documents added", progress=False)
+    deadline = time.monotonic() + 60  # lines come some seconds after the state
+    while not any(re.match("try 1 of 3 failed: .*no/such-model", message) for message in logged(served, ended["id"])):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert "no/such-model" in served.desk.side("runs")[0]["reason"]
+
+
 def test_what_was_not_started_in_time_is_left_to_the_next_night(served: Served) -> None:
     ended = served.wait_for(served.start("nightly", due=dt.datetime.now(dt.UTC) - dt.timedelta(hours=2), reason="scheduled"))
     assert (ended["state"]["type"], ended["state"]["name"]) == ("CANCELLED", "Missed")
@@ -382,7 +394,8 @@ def encoding(served: Served, slow: Desk) -> tuple[str, dict[int, str]]:
         time.sleep(0.2)
     told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(served.pid)], capture_output=True, text=True, check=True).stdout
     flow = next(pid for pid in map(int, told.split()) if f"PREFECT__FLOW_RUN_ID={run}" in variables(pid))
-    return run, processes_below(flow)
+    processes = processes_below(flow)
+    return run, {flow: processes.pop(flow), **processes}  # process ids wrap around
 
 
 def variables(pid: int) -> str:
@@ -417,16 +430,37 @@ def test_a_cancelled_run_keeps_what_it_did_and_leaves_no_process(served: Served,
     print(f"idle {wait_until_idle(processes):.1f} s after the click")
     assert served.wait_for(run)["state"]["type"] == "CANCELLED"
     assert len(slow.rows()) > 0, "what was finished is committed"
-    assert [row["status"] for row in slow.side("runs")] == ["interrupted"]
+    assert [(row["status"], row["reason"]) for row in slow.side("runs")] == [("interrupted", "stopped by SIGTERM")]
+    told = f"interrupted (stopped by SIGTERM): {len(slow.rows())} documents added, .* not done yet; the next run goes on from there"
+    assert_closed(served, run, told)
+    assert not [message for message in logged(served, run) if "Crash detected" in message]
+
+
+def logged(served: Served, run: str) -> list[str]:
+    """The log of a run's page."""
+    return [log["message"] for log in served.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})]
+
+
+def assert_closed(served: Served, run: str, told: str, *, progress: bool = True) -> None:
+    """The state's message, the summary and the progress artifact of a run say how far it came, in the words of a pattern."""
+    pattern = re.compile(told.replace("(", r"\(").replace(")", r"\)"))
+    deadline = time.monotonic() + 60  # the runner sets its own message first
+    while not pattern.search(served.run(run)["state"]["message"] or ""):
+        assert time.monotonic() < deadline, served.run(run)["state"]
+        time.sleep(0.5)
+    artifacts = served.artifacts(flow_run_id={"any_": [run]})
+    assert pattern.search(artifacts["summary-docs"]["data"].replace("\\", ""))
+    assert not progress or pattern.search(artifacts["progress-docs"]["description"])
 
 
 def test_a_killed_flow_is_seen_as_crashed_and_the_next_run_goes_on(served: Served, slow: Desk) -> None:
     run, processes = encoding(served, slow)
-    flow = next(iter(sorted(processes)))
+    flow = next(iter(processes))
     os.kill(flow, signal.SIGKILL)
     working = {pid: name for pid, name in processes.items() if not name.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))}
     print(f"idle {wait_until_idle(working):.1f} s after the kill")  # Ray's two agents, which do nothing, go a minute later
     assert served.wait_for(run)["state"]["type"] == "CRASHED"
+    assert_closed(served, run, "killed: .* of 40000 documents are committed; the next run goes on from there")
     assert served.wait_for(served.start("embed"))["state"]["type"] == "COMPLETED", "the place of the crashed run is free"
     kept, *others = sorted(slow.source.iterdir())
     for path in others:
