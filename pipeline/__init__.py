@@ -9,6 +9,8 @@ checkpoint, and to resume is to plan again.
            interruption  stop signals; imports nothing of the project
            rendering  what a document says -> what a terminal, a log, Markdown may show
            serialization  values -> strict JSON
+           hosts     which Host headers a server of ours answers
+           versions  of the packages that decide a vector
            plan      source state - table state
            chunk     documents -> chunks
            evaluate  how good an order of documents is
@@ -27,11 +29,11 @@ checkpoint, and to resume is to plan again.
            engine    shards over workers (Ray)
            metrics   figures of a run and of the table (Prometheus)
            exposition  those of all processes of a machine on one port
-           hosts     which Host headers a server of ours answers
            middleware  what stands around each request to the search service
            outputs   files for the user; another program's stay
     join   survey    look before doing: list, sight, plan
            estimate  tokens and time of a plan
+           canary    vectors of fixed texts: a library that changes them is noticed
            worker    what one worker does with a shard
            ledger    receipts -> commits, and the counts of a run
            manners   when a backfill goes, and when it gives way

@@ -24,6 +24,7 @@ PURE = {
     "rendering",
     "serialization",
     "hosts",
+    "versions",
     "plan",
     "chunk",
     "evaluate",
