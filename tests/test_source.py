@@ -291,6 +291,23 @@ def test_parquet_files_of_two_types_have_the_one_that_holds_both(tmp_path, one, 
     assert (got.schema.field("m").type, got["problem"].null_count) == (kind, 2)
 
 
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ([[1, None], [None], ["a"]], [["1", None], [None], ["a"]]),
+        ([[1, "a"], ["b"]], [["1", "a"], ["b"]]),
+        ([{"v": 1}, {"v": "x"}, {"v": 1.5}], [{"v": "1"}, {"v": "x"}, {"v": "1.5"}]),
+        ([{"v": True}, {"v": 1}], [{"v": "true"}, {"v": "1"}]),
+        ([[{"v": 1}], [{"v": "x", "u": 2}]], [[{"v": "1", "u": None}], [{"v": "x", "u": 2}]]),
+        ([[1 << 64], [1]], [["18446744073709551616"], ["1"]]),
+    ],
+)
+def test_lists_and_objects_of_several_kinds_of_values_hold_strings(tmp_path, values, stored):
+    rows = [{"id": str(i), "text": "x", "m": value} for i, value in enumerate(values)]
+    got = read(put(tmp_path / "x.jsonl", encoded("x.jsonl", rows)), metadata=["m"])
+    assert (got["m"].to_pylist(), got["problem"].null_count) == (stored, len(rows))
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
 @pytest.mark.parametrize("source", [{"metadata": ["yaer"]}, {"text": ["yaer", "text"]}, {"id": "yaer"}, {"text": "yaer"}])
 def test_a_key_that_no_file_has_is_one_line_that_names_the_near_one(tmp_path, name, source):
@@ -860,6 +877,9 @@ def test_a_sighting_holds_id_hash_and_length_of_each_document_and_no_text(tmp_pa
         ("x.parquet", ROWS, {"text": "n"}, ["'n' holds int64", "expected text"]),
         ("x.jsonl", ROWS, {"metadata": ["vector"]}, ["vector", "the table's own column"]),
         ("x.jsonl", ROWS, {"metadata": ["_score"]}, ["_score", "the table's own column"]),
+        ("x.jsonl", [{"id": "1", "text": "x", "a.b": 1}], {"metadata": ["a.b"]}, ["'a.b'", "without . or `"]),
+        ("x.csv", [{"id": "1", "text": "x", "a`b": 1}], {"metadata": ["a`b"]}, ["'a`b'", "without . or `"]),
+        ("x.jsonl", [{"id": "1", "text": "x", "": 1}], {"metadata": [""]}, ["''", "without . or `"]),
         ("x.md", ROWS, {"metadata": ["n"]}, ["['n']", "plain files have no columns"]),
     ],
 )

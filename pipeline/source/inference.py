@@ -7,6 +7,7 @@ learned of is looked for in FURTHER_FILES files and FURTHER_ROWS rows more. Cost
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -29,15 +30,21 @@ log = logging.getLogger("pipeline")
 FILES, ROWS = 64, 8_000
 FURTHER_FILES, FURTHER_ROWS = 256, 100_000
 READERS = 8  # files looked at a time
+NOT_IN_NAMES = frozenset(".`")  # Lance takes them for a path to a field, and for quotes
 
 
 def metadata_schema(origin: Origin, format: str, columns: Columns, files: Sequence[FileState]) -> pa.Schema:
     """Types of the metadata columns: the narrowest that hold all that was seen.
 
-    Raises SourceError where no file has a column that the settings name.
+    Raises SourceError where no file has a column that the settings name, or a column cannot be called so.
     """
     if clash := sorted(set(columns.metadata) & (OWN_COLUMNS | LANCE_COLUMNS | {f.name for f in DOCUMENT_FIELDS})):
         raise SourceError(f"metadata: {', '.join(clash)} is the table's own column: rename it in the source, or leave it out")
+    if unnamable := [name for name in columns.metadata if not name or NOT_IN_NAMES & set(name)]:
+        raise SourceError(
+            f"metadata: a column cannot be called {', '.join(map(repr, unnamable))}: expected a name without . or `. "
+            "Rename it in the source; of an object name the outer key, and filter by its fields"
+        )
     tabular = [file for file in files if _kind(format, file) not in PLAIN]
     if not tabular:
         if files and columns.metadata:
@@ -208,17 +215,24 @@ class _Seen:
 
 
 def _type_of_values(values: Sequence[object]) -> pa.DataType | None:
-    """The type that Arrow sees in values of JSON, those that no column holds left aside."""
-    for some in (values, [value for value in values if _holdable(value)]):
-        with contextlib.suppress(*UNFIT):
-            return stored_type(pa.array(some).type)
-    return pa.string()
-
-
-def _holdable(value: object) -> bool:
+    """The type that Arrow sees in values of JSON, or the one that holds what it sees in each of them; those that no column holds are left aside."""
     with contextlib.suppress(*UNFIT):
-        return stored_type(pa.array([value]).type) is not None
-    return False
+        return stored_type(pa.array(values).type)
+    kinds = dict.fromkeys(kind for value in values if (kind := _type_of_value(value)) is not None)
+    return functools.reduce(lambda one, other: unified(one, other) or pa.string(), kinds) if kinds else pa.string()
+
+
+def _type_of_value(value: object) -> pa.DataType | None:
+    """The type of one value, None where it says none or is one that no column holds."""
+    with contextlib.suppress(*UNFIT):
+        return stored_type(pa.array([value]).type)
+    with contextlib.suppress(RecursionError):
+        if isinstance(value, list):
+            return (item := _type_of_values([item for item in value if item is not None])) and stored_type(pa.list_(item))
+        if isinstance(value, dict):
+            fields = [(key, kind) for key, item in value.items() if (kind := _type_of_value(item)) is not None]
+            return stored_type(pa.struct(fields))
+    return None
 
 
 def _type_of_cells(cells: Sequence[str]) -> pa.DataType:
@@ -243,7 +257,7 @@ def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         return _struct(one, other)
     if pa.types.is_list(one) and pa.types.is_list(other):
-        item = unified(one.value_type, other.value_type)
+        item = _inner(one.value_type, other.value_type)
         return item and pa.list_(item)
     if pa.types.is_timestamp(one) and pa.types.is_timestamp(other) and one.tz and other.tz and one.tz != other.tz:
         one, other = pa.timestamp(one.unit, "UTC"), pa.timestamp(other.unit, "UTC")
@@ -260,11 +274,16 @@ def _struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """All keys of both."""
     kinds = {f.name: f.type for f in one}
     for inner in other:
-        kind = unified(kinds[inner.name], inner.type) if inner.name in kinds else inner.type
+        kind = _inner(kinds[inner.name], inner.type) if inner.name in kinds else inner.type
         if kind is None:
             return None
         kinds[inner.name] = kind
     return pa.struct(list(kinds.items()))
+
+
+def _inner(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type of what is nested: string where nothing holds both, as for a column, unless one is nested further."""
+    return unified(one, other) or (None if pa.types.is_nested(one) or pa.types.is_nested(other) else pa.string())
 
 
 def _family(kind: pa.DataType) -> str:
