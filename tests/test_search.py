@@ -188,6 +188,10 @@ def test_a_filter_is_applied_before_the_search(large: Desk, where: str | dict[st
         ("w1", 5, "not(" * 40 + "n = 1" + ")" * 40, "40 nested brackets, wanted 16 at most"),
         ("w1", 5, "n BETWEEN 1 AND " * 1500 + "1", "1,500 times BETWEEN"),
         ("w1", 5, "n = 1 OR " * 20_000 + "n = 2", "characters, wanted 100,000 at most"),
+        ("w1", 5, "/* ' */ n = 1; drop table docs /* ' */", "expected one condition, got 'drop table docs' after ';'"),
+        ("w1", 5, "n = 1 LIMIT 1", r"n = 1 LIMIT 1.*Expected: \)"),
+        ("w1", 5, "n = 1 n = 2", r"n = 1 n = 2.*Expected: \)"),
+        ("w1", 5, "n = 1) LIMIT 1 -- (", "expected an opening bracket for each closing one"),
         ("w1", 5, "n = 1; drop table docs", "expected one condition, got 'drop table docs' after ';'"),
     ],
 )
@@ -195,6 +199,11 @@ def test_what_the_table_cannot_answer_is_one_line(large: Desk, query: str, k: in
     with pytest.raises(QueryError, match=told) as caught:
         open_table(large.config_path).search(query, k, where)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["n = 13 -- it's; said", "/* one; or 'two */ n = 13", "n = 13;", "(n = 13)", "n = 13 -- )"])
+def test_a_filter_may_have_comments_and_brackets(large: Desk, where: str) -> None:
+    assert [hit.metadata["n"] for hit in open_table(large.config_path).search(words(40), where=where)] == [13]
 
 
 def test_a_filter_is_not_blamed_for_a_damaged_table(desk_for: Callable[..., Desk], tmp_path: Path) -> None:

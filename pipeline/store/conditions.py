@@ -31,6 +31,7 @@ COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 OPERATORS = frozenset([*COMPARISONS, "eq", "ne", "in", "not_in"])
 SYMBOLS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte", "=": "eq", "==": "eq", "!=": "ne", "<>": "ne", "$nin": "not_in"}
 QUOTED = r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`"
+COMMENT = r"--[^\n]*|/\*(?s:.*?)\*/"
 LITERAL = r"'(?:[^']|'')*'"
 # Longer and deeper conditions end the process within DataFusion: its stack overflows at some 1,000 chained operators, and each nested NOT doubles the time.
 MAX_SQL_CHARS = 100_000
@@ -214,7 +215,11 @@ WRITERS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[Any, pa.DataType],
 
 
 def _checked(where: str, schema: pa.Schema) -> str:
-    """A condition in SQL: one only, with ISO 8601 strings as times where they are compared with a column of such."""
+    """A condition in SQL: one only, with ISO 8601 strings as times where they are compared with a column of such.
+
+    It comes in brackets, without comments: Lance's parser takes no notice of what stands after an expression, such as a second condition, or LIMIT 1.
+    """
+    where = re.sub(f"{QUOTED}|{COMMENT}", lambda found: " " if found[0].startswith(("--", "/*")) else found[0], where)
     outside = re.sub(QUOTED, lambda found: " " * len(found[0]), where)
     end = outside.find(";")
     if end >= 0:
@@ -223,8 +228,10 @@ def _checked(where: str, schema: pa.Schema) -> str:
         where, outside = where[:end], outside[:end]
     _check_size(outside, where)
     temporal = dict(_temporal(schema))
-    if not temporal or not where.strip():
+    if not where.strip():
         return where
+    if not temporal:
+        return f"({where})"
     names = "|".join(sorted(map(re.escape, temporal), key=len, reverse=True))
     column = rf"(?<![\w.`])(?P<{{}}>{names})(?![\w.`])"
     compared = rf"{column.format('left')}(?P<way>\s*(?:{COMPARED})\s*|(?i:\s+(?:NOT\s+)?(?:BETWEEN|IN)\s*\(?\s*))(?P<rest>{LITERAL}(?:\s*(?:,|\b(?i:AND)\b)\s*{LITERAL})*)"
@@ -238,13 +245,15 @@ def _checked(where: str, schema: pa.Schema) -> str:
             return f"{_typed(found['first'], temporal[found['right']])}{found['sign']}{found['right']}"
         return found[0]
 
-    return re.sub(f"{turned}|{compared}|{QUOTED}", typed, where)
+    return f"({re.sub(f'{turned}|{compared}|{QUOTED}', typed, where)})"
 
 
 def _check_size(outside: str, where: str) -> None:
-    """Raises QueryError for a condition that is too long or too deep. `outside`: without what is quoted."""
+    """Raises QueryError for a condition that is too long, too deep, or closes what it has not opened. `outside`: without what is quoted."""
     words = max(len(re.findall(r"\w+|[^\w\s]", term)) for term in re.split(r"(?i:\b(?:and|or)\b)|,", outside))
-    depths = itertools.accumulate((c in "([") - (c in ")]") for c in outside)
+    depths = list(itertools.accumulate((c in "([") - (c in ")]") for c in outside))
+    if min(depths, default=0) < 0:
+        raise QueryError(f"where {where!r:.200}: expected an opening bracket for each closing one, got one without")
     for what, got, most in (
         ("characters", len(where), MAX_SQL_CHARS),
         ("words between two of AND, OR and comma", words, MAX_TERM_WORDS),
