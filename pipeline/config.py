@@ -98,9 +98,11 @@ def _delimiter(value: str) -> str:
     return character
 
 
-def _distinct(value: list[str]) -> list[str]:
+def _column_names(value: list[str]) -> list[str]:
     if len(set(value)) < len(value):
         raise ValueError("each column once")
+    if any(not name or re.search("[.`]", name) for name in value):
+        raise ValueError("names of columns, without . and `, which a table cannot have in them: rename such a column in the source")
     return value
 
 
@@ -126,7 +128,7 @@ class Source(_Section):
     text: str | Annotated[list[str], Field(min_length=1)] = Field(
         "text", description="column to embed, or a list of columns joined by a blank line"
     )
-    metadata: Annotated[list[str], AfterValidator(_distinct)] = Field(
+    metadata: Annotated[list[str], AfterValidator(_column_names)] = Field(
         [], description="columns to keep beside each chunk, typed, usable in filters"
     )
     max_deleted_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
@@ -511,7 +513,8 @@ EXPECTED = {  # pydantic's type of an error → what is expected; {} from the er
 }
 
 
-def _expected(error: ErrorDetails) -> str:
+def expected(error: ErrorDetails) -> str:
+    """Say what pydantic expected."""
     told = EXPECTED[error["type"]].format_map(error.get("ctx", {})) if error["type"] in EXPECTED else error["msg"]
     return f"a list of {told}" if isinstance(error["loc"][-1], int) else told
 
@@ -528,11 +531,11 @@ def _explain(errors: list[ErrorDetails], file: Path, flags: Iterable[str], varia
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key or section, known, 1)
         return f"{where}: no such key; expected one of {', '.join(known)}" + (f". Did you mean {close[0]}?" if close else "")
-    expected = " or ".join(dict.fromkeys(map(_expected, errors)))
+    wanted = " or ".join(dict.fromkeys(map(expected, errors)))
     if not key:
-        return f"{where}: expected {expected}"
+        return f"{where}: expected {wanted}"
     got = "" if f"{section}.{key}" in SECRET else f", got {error['input']!r:.100}"
-    return f"{where}: expected {expected}{got} ({known[key].description})"
+    return f"{where}: expected {wanted}{got} ({known[key].description})"
 
 
 def _anchored(config: Config, file: Path) -> Config:

@@ -22,7 +22,7 @@ Judgments = dict[str, dict[str, int]]  # query id → document id → how releva
 ID = ("id", "_id", "query_id", "query-id", "qid")
 TEXT = ("text", "query", "question")
 QUERY_ID = ("query_id", "query-id", "qid", "query")
-DOCUMENT_ID = ("doc_id", "corpus-id", "corpus_id", "doc-id", "docid", "document_id", "id")
+DOCUMENT_ID = ("doc_id", "corpus-id", "corpus_id", "doc-id", "docid", "document_id", "document", "id")
 RELEVANCE = ("score", "relevance", "rel", "label", "judgment")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -121,6 +121,8 @@ def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArra
     for name in names:
         if name in table.column_names:
             return table[name]
+    if not table.num_columns:
+        raise SourceError(f"{path}: expected a row a line, got an empty file")
     raise SourceError(f"{path}: has columns {', '.join(table.column_names)}, wanted one of {', '.join(names)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -10,10 +11,13 @@ MARK = "made by latent"  # stands in each picture, report and page: who finds it
 
 
 def require_replaceable(path: Path, option: str, mark: str = MARK) -> None:
-    """Raises ConfigError if a file without the mark is at the path, or a folder with files in it and without a marked index.html.
+    """Raises ConfigError if a file without the mark is at the path, or a folder with files in it and without a marked index.html, or nothing can be written there.
 
     Ask before the work, not after it.
     """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{option} {path}: expected a folder that can be written to, got {above}. Name another")
     marked = path / "index.html" if path.is_dir() else path
     if path.is_dir() and not any(path.iterdir()):
         return

@@ -147,6 +147,11 @@ def test_overrides_that_may_hold_credentials_are_handed_down_as_variables_and_me
             "[ray]\ncpus_per_worker = 'many'", "config.toml: [ray] cpus_per_worker", "'many'", "a whole number", id="type"
         ),
         pytest.param("[source]\nmetadata = 'kind'", "config.toml: [source] metadata", "'kind'", "list", id="no list"),
+        pytest.param(
+            "[source]\nmetadata = ['price.usd']", "config.toml: [source] metadata", "['price.usd']", "without . and `", id="dot"
+        ),
+        pytest.param("[source]\nmetadata = ['a`b']", "config.toml: [source] metadata", "['a`b']", "without . and `", id="backtick"),
+        pytest.param("[source]\nmetadata = ['']", "config.toml: [source] metadata", "['']", "names of columns", id="nameless"),
         pytest.param("[source]\nmetadata = ['a', 'a']", "config.toml: [source] metadata", "['a', 'a']", "once", id="twice"),
         pytest.param("[index]\nrecall = 1.5", "config.toml: [index] recall", "1.5", "at most 1", id="range"),
         pytest.param("[table]\nname = 'a b'", "config.toml: [table] name", "'a b'", "letters from A to Z", id="pattern"),
@@ -353,7 +358,7 @@ configs = st.builds(
         format=st.sampled_from(["auto", "parquet", "jsonl", "csv", "text", "markdown"]),
         id=columns,
         text=st.one_of(columns, st.lists(columns, min_size=1, max_size=3)),
-        metadata=st.lists(columns, max_size=3, unique=True),
+        metadata=st.lists(columns.filter(lambda name: "." not in name and "`" not in name), max_size=3, unique=True),
     ),
     chunk=chunks,
     model=st.builds(

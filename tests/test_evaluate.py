@@ -67,7 +67,8 @@ def test_judgments_and_queries_read_alike_from_every_kind_of_file(tmp_path: Path
     (tmp_path / "j.csv").write_text("qid,docid,rel\n" + "".join(f"{q},{d},{s}\n" for q, d, s in rows))
     (tmp_path / "j.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{s}\n" for q, d, s in rows))
     (tmp_path / "j.qrels").write_text("".join(f"{q} 0 {d} {s}\n" for q, d, s in rows))
-    for name in ("j.parquet", "j.jsonl", "j.csv", "j.tsv", "j.qrels"):
+    (tmp_path / "plain.csv").write_text("query,document,relevance\n" + "".join(f"{q},{d},{s}\n" for q, d, s in rows))
+    for name in ("j.parquet", "j.jsonl", "j.csv", "j.tsv", "j.qrels", "plain.csv"):
         assert read_judgments(tmp_path / name) == JUDGED, name
     asked = {"q1": 'what, "then"?', "q2": "where"}
     pq.write_table(pa.table({"id": list(asked), "text": list(asked.values())}), tmp_path / "q.parquet")
@@ -109,6 +110,7 @@ def test_ids_are_taken_as_they_are_written(tmp_path: Path) -> None:
         ("j.csv", "qid,docid,rel\n1,2,much\n", read_judgments, "relevance 'much' of query 1, wanted a whole number"),
         ("j.csv", "qid,docid,rel\n1,2,0.5\n", read_judgments, "relevance '0.5' of query 1, wanted a whole number"),
         ("j.jsonl", '{"qid": 1, "docid": 2, "rel": 0.5}', read_judgments, "relevance '0.5' of query 1, wanted a whole number"),
+        ("j.jsonl", "", read_judgments, "expected a row a line, got an empty file"),
         ("j.jsonl", "{nonsense", read_judgments, "cannot be read"),
         ("j.jsonl", "[1, 2]", read_judgments, "cannot be read: a line is no JSON object"),
         ("j.doc", "x", read_judgments, "of unknown kind"),

@@ -36,10 +36,17 @@ def test_a_file_of_the_users_stays_and_the_command_says_so_before_the_work(
     assert file.read_text() == "query,text\nmine\n"
 
 
+@pytest.mark.parametrize("command", [["evaluate", "--self", "--per-query"], ["drift", "--report"], ["map", "--html"]])
+def test_a_place_below_a_file_is_refused_before_the_work(desk: Desk, latent: Latent, command: list[str]) -> None:
+    done = latent(desk.folder, *command, "config.toml/below/x.csv")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert f"{command[-1]} config.toml/below/x.csv: expected a folder that can be written to" in done.err
+
+
 def test_the_measures_of_an_earlier_evaluation_are_replaced(tmp_path: Path) -> None:
     done = Evaluation({"ndcg@10": 1.0, "mrr@10": 1.0}, 1, {}, {"q": {"ndcg@10": 1.0, "mrr@10": 1.0}})
     for _ in range(2):
-        write_by_query(tmp_path / "each.csv", done)
+        write_by_query(tmp_path / "new" / "each.csv", done)
     (tmp_path / "qrels.csv").write_text("query,document,relevance\n")
     with pytest.raises(ConfigError, match=r"--per-query .*qrels.csv: expected a new name"):
         write_by_query(tmp_path / "qrels.csv", done)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from pipeline.cli.show import log_to_terminal
-from pipeline.config import Config, load, setting
+from pipeline.config import Config, expected, load, setting
 from pipeline.errors import PipelineError, UsageError, one_line
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+(?:\.[^=]+)?)(?:=(.*))?", re.DOTALL)
@@ -92,8 +93,18 @@ def call(arguments: list[str]) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "latent"
+        if isinstance(error.__cause__, ValidationError):
+            error.message = _refusal(error.__cause__)
         raise UsageError(f"{command}: {error.format_message().rstrip('.')}. Next: {command} --help") from None
     return code
+
+
+def _refusal(error: ValidationError) -> str:
+    """What is wrong with the value of an option, in our words."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # of a choice, which names what it takes
+        return str(first["ctx"]["error"])
+    return f"expected {expected(first)}, got {first['input']!r:.100}"
 
 
 def unexpected(error: Exception) -> PipelineError:

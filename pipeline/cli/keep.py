@@ -250,6 +250,8 @@ def backup(
     given = dict(each.partition("=")[::2] for each in option or [])
     if "" in given or any("=" not in each for each in option or []):
         raise typer.BadParameter("give --option as KEY=VALUE")
+    if not to.strip():
+        raise typer.BadParameter("give the place of the copy: a folder or a URI")
     table = settings_of(config).table
     uri = to if "://" in to else str(Path(to).resolve())
     same_kind = uri.partition("://")[0] == table.uri.partition("://")[0] and "://" in uri

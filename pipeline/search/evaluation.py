@@ -116,6 +116,7 @@ def require_by_query(path: Path) -> None:
 def write_by_query(path: Path, done: Evaluation) -> None:
     """A line a query: its id and its measures. Raises ConfigError as `require_by_query`."""
     require_by_query(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(["query", *done.means])
