@@ -126,11 +126,13 @@ def test_several_text_columns_are_joined_by_a_blank_line_and_empty_ones_left_out
     assert read(put(tmp_path / name, encoded(name, rows)), text=["title", "body"])["text"].to_pylist() == ["T\n\nB", "B", "T"]
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.binary()])
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.binary(), pa.binary_view()]
+)
 def test_every_kind_of_text_that_parquet_knows_is_text(tmp_path, kind):
     table = pa.table({"id": pa.array(["1"], kind), "text": pa.array(["ü"], kind), "m": pa.array(["z"], kind)})
     pq.write_table(table, tmp_path / "x.parquet")
-    got = read(tmp_path / "x.parquet", metadata=[] if kind == pa.binary() else ["m"])
+    got = read(tmp_path / "x.parquet", metadata=[] if "binary" in str(kind) else ["m"])
     assert got.drop_columns(["doc_hash", "problem", "row"]).to_pylist()[0].items() >= {"doc_id": "1", "text": "ü"}.items()
 
 
@@ -375,6 +377,26 @@ def test_a_column_that_stands_twice_is_one_line_and_no_choice(tmp_path, name):
         pq.write_table(table, tmp_path / name)
     with pytest.raises(SourceError, match=f"^{name}: column 'text' stands twice"):
         types(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("id,text,text", "column 'text' stands twice: keep one of them"),
+        ("ID,Text", "(did you mean 'ID' and 'Text'?): set [source] id, text and metadata to columns it has"),
+        ("id:text", "to columns it has, or [source] delimiter to what stands between cells, here ','"),
+    ],
+)
+def test_advice_to_set_the_delimiter_is_given_only_where_cells_may_be_cut_wrongly(tmp_path, header, said):
+    with pytest.raises(SourceError) as caught:
+        types(put(tmp_path / "x.csv", f"{header}\n".encode() + header.encode()))
+    assert str(caught.value).endswith(said)
+
+
+@pytest.mark.parametrize("head", [b"\n\n", b"\r\n", b"\xef\xbb\xbf\n"])
+def test_blank_lines_before_the_header_of_a_csv_are_passed_over(tmp_path, head):
+    got = read(put(tmp_path / "x.csv", head + b"id;text\n1;x\n\n2;y\n"))
+    assert outcomes(got) == [("1", None), ("2", None)]
 
 
 def test_a_key_that_stands_twice_in_a_line_of_json_is_the_documents_problem(tmp_path):

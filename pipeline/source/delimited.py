@@ -38,7 +38,7 @@ def _rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: int) ->
             text.readline()
         rows = csv.reader(text, strict=True, delimiter=delimiter)
         try:
-            header = next(rows, None)
+            header = next(filter(None, rows), None)  # blank lines may stand before it
             if header is None:
                 return
             _require(columns, header, delimiter)
@@ -53,6 +53,8 @@ def _require(columns: Columns, header: list[str], delimiter: str) -> None:
     try:
         require(columns, header)
     except OtherColumns as error:
+        if len(header) > 1 and delimiter in DELIMITERS and not any(set(name) & set(DELIMITERS) for name in header):
+            raise  # the header was cut right
         raise OtherColumns(f"{error}, or [source] delimiter to what stands between cells, here {delimiter!r}") from None
 
 
@@ -80,7 +82,7 @@ def _names(head: str, delimiter: str) -> list[str]:
     if excel := EXCEL_LINE.match(head):
         head = head[excel.end() :]
     try:
-        return next(csv.reader(io.StringIO(head, newline=""), strict=True, delimiter=delimiter), [])
+        return next(filter(None, csv.reader(io.StringIO(head, newline=""), strict=True, delimiter=delimiter)), [])
     except csv.Error:
         return []
 

@@ -62,7 +62,15 @@ def _cells(column: pa.Array) -> list[Any]:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return _bare(kind) in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null())
+    return _bare(kind) in (
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.null(),
+    )
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -103,6 +103,7 @@ def require(columns: Columns, names: Sequence[str]) -> None:
 def lacking(missing: Iterable[str], names: Sequence[str], others: str = "") -> str:
     """That columns are not there, what is, and which of those may be meant."""
     have = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "") or "none"
-    near = [repr(found[0]) for name in missing if (found := difflib.get_close_matches(name, names, 1))]
+    folded = {name.casefold(): name for name in names}
+    near = [repr(folded[found[0]]) for name in missing if (found := difflib.get_close_matches(name.casefold(), folded, 1))]
     meant = f" (did you mean {' and '.join(near)}?)" if near else ""
     return f"no column {', '.join(map(repr, missing))}; it has {have}{others}{meant}: set [source] id, text and metadata to columns it has"
