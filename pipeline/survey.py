@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.encode import actual_precision
 from pipeline.engine import Crew
 from pipeline.errors import SourceError, SpecMismatch, UnreadableFile, shown
-from pipeline.plan import Plan, Survey, compare_files, contested, left_out, make_plan, shadowing, to_look_at
+from pipeline.plan import NEAR_DUPLICATE, Plan, Survey, compare_files, contested, left_out, make_plan, shadowing, to_look_at
 from pipeline.schema import (
     FILES,
     HELD,
@@ -42,6 +42,7 @@ log = logging.getLogger("pipeline")
 OnProgress = Callable[[Progress], None]
 READERS = 8  # files sighted at a time
 NO_PROMPT = "none"  # in the config; an empty prompt there is the one that the model's file asks for
+ID_CHARS_SHOWN = 80
 DELETIONS_FLOOR = 20  # documents that a run may always delete: a large share of a small table
 
 
@@ -299,9 +300,21 @@ def _refusal(at: Scene, listing: source.Listing, plan: Plan, held: int, recorded
     gone = sum(path not in listed for path in recorded["path"].to_pylist())
     what = f"source {shown(at.config.source.uri)}" if listing.files else _no_files(at, listing)
     return (
-        f"{what}: expected at most {share:.0%} of the documents deleted ([source] max_deleted_share), got {plan.lost} of {held}; {gone} of {recorded.num_rows} files are gone. "
+        f"{what}: expected at most {share:.0%} of the documents deleted ([source] max_deleted_share), got {plan.lost} of {held}"
+        f"{_for_quarantine(plan)}; {gone} of {recorded.num_rows} files are gone. "
         "Check that the source is whole, or go on with 'latent run --allow-deletions'"
     )
+
+
+def _for_quarantine(plan: Plan) -> str:
+    """How many of the documents to be deleted are there but cannot be embedded, and why the first one cannot."""
+    if not (count := plan.lost - plan.documents.deleted):
+        return ""
+    rows = plan.quarantined.filter(pa.compute.is_in(plan.quarantined["doc_id"], value_set=plan.deleted)).select(
+        ["doc_id", "reason"]
+    )
+    first = next(row for row in rows.to_pylist() if not row["reason"].startswith(NEAR_DUPLICATE))
+    return f", {count} of them for quarantine ({first['doc_id'][:ID_CHARS_SHOWN]!r}: {first['reason']})"
 
 
 def _no_files(at: Scene, listing: source.Listing) -> str:
