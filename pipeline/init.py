@@ -65,6 +65,9 @@ def _columns(origin: source.Origin, files: Sequence[FileState]) -> tuple[str, st
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             problem = problem or SourceError(f"{file.path}: cannot be read: {reason}: mend or move the file")
             continue
+        if not columns:
+            problem = problem or SourceError(f"{file.path}: expected rows with columns, got none: name a file that has some")
+            continue
         by_lower = {c.lower(): c for c in columns}
         ident, text, title = (
             next((by_lower[n] for n in names if n in by_lower), None) for names in (ID_NAMES, TEXT_NAMES, TITLE_NAMES)

@@ -257,9 +257,7 @@ def test_documents_that_lose_their_text_count_as_deletions(desk: Desk) -> None:
     desk.write("a.jsonl", many("a", 60))
     desk.embed()
     desk.write("a.jsonl", [{"id": d["id"], "text": None} for d in many("a", 60)])
-    with pytest.raises(
-        SourceError, match=r"got 60 of 60, 60 of them for quarantine \('.+': text is null\); 0 of 1 files are gone"
-    ):
+    with pytest.raises(SourceError, match=r"got 60 of 60, 60 of them for quarantine \('.+': text is null\); 0 of 1 files are gone"):
         desk.embed()
 
 

@@ -7,7 +7,6 @@ learned of is looked for in FURTHER_FILES files and FURTHER_ROWS rows more. Cost
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,28 +22,22 @@ from pipeline.source.documents import damage_named
 from pipeline.source.formats import FORMATS, PLAIN, format_of
 from pipeline.source.listing import Origin
 from pipeline.source.parquet import check_columns, read_schema, stored_type
-from pipeline.source.records import BadRow, Columns, lacking
+from pipeline.source.records import NESTING, BadRow, Columns, lacking
 from pipeline.source.values import UNFIT, convert, writings
 
 log = logging.getLogger("pipeline")
 FILES, ROWS = 64, 8_000
 FURTHER_FILES, FURTHER_ROWS = 256, 100_000
 READERS = 8  # files looked at a time
-NOT_IN_NAMES = frozenset(".`")  # Lance takes them for a path to a field, and for quotes
 
 
 def metadata_schema(origin: Origin, format: str, columns: Columns, files: Sequence[FileState]) -> pa.Schema:
     """Types of the metadata columns: the narrowest that hold all that was seen.
 
-    Raises SourceError where no file has a column that the settings name, or a column cannot be called so.
+    Raises SourceError where no file has a column that the settings name.
     """
     if clash := sorted(set(columns.metadata) & (OWN_COLUMNS | LANCE_COLUMNS | {f.name for f in DOCUMENT_FIELDS})):
         raise SourceError(f"metadata: {', '.join(clash)} is the table's own column: rename it in the source, or leave it out")
-    if unnamable := [name for name in columns.metadata if not name or NOT_IN_NAMES & set(name)]:
-        raise SourceError(
-            f"metadata: a column cannot be called {', '.join(map(repr, unnamable))}: expected a name without . or `. "
-            "Rename it in the source; of an object name the outer key, and filter by its fields"
-        )
     tabular = [file for file in files if _kind(format, file) not in PLAIN]
     if not tabular:
         if files and columns.metadata:
@@ -215,24 +208,37 @@ class _Seen:
 
 
 def _type_of_values(values: Sequence[object]) -> pa.DataType | None:
-    """The type that Arrow sees in values of JSON, or the one that holds what it sees in each of them; those that no column holds are left aside."""
+    """The type that Arrow sees in values of JSON. Where it sees several, the one that holds the most values: string, or what some of them have
+    in common.
+    """
     with contextlib.suppress(*UNFIT):
         return stored_type(pa.array(values).type)
-    kinds = dict.fromkeys(kind for value in values if (kind := _type_of_value(value)) is not None)
-    return functools.reduce(lambda one, other: unified(one, other) or pa.string(), kinds) if kinds else pa.string()
+    groups: list[pa.DataType] = []
+    for kind in dict.fromkeys(filter(None, map(_type_of_value, values))):
+        at, both = next(((i, both) for i, group in enumerate(groups) if (both := unified(group, kind))), (len(groups), kind))
+        groups[at : at + 1] = [both]
+    if len(groups) == 1:
+        return groups[0]
+    return min([pa.string(), *groups], key=lambda kind: len(convert(values, kind).misfits))
 
 
 def _type_of_value(value: object) -> pa.DataType | None:
     """The type of one value, None where it says none or is one that no column holds."""
     with contextlib.suppress(*UNFIT):
         return stored_type(pa.array([value]).type)
-    with contextlib.suppress(RecursionError):
-        if isinstance(value, list):
-            return (item := _type_of_values([item for item in value if item is not None])) and stored_type(pa.list_(item))
-        if isinstance(value, dict):
-            fields = [(key, kind) for key, item in value.items() if (kind := _type_of_value(item)) is not None]
-            return stored_type(pa.struct(fields))
+    if _is_deeper(value, NESTING):
+        return None
+    if isinstance(value, list):
+        return (item := _type_of_values([item for item in value if item is not None])) and pa.list_(item)
+    if isinstance(value, dict):
+        return pa.struct([(key, kind) for key, item in value.items() if (kind := _type_of_value(item)) is not None])
     return None
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    """Whether lists and objects lie in each other deeper than that."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(inner) and (depth == 0 or any(_is_deeper(item, depth - 1) for item in inner))
 
 
 def _type_of_cells(cells: Sequence[str]) -> pa.DataType:
