@@ -177,6 +177,7 @@ def test_every_command_shows_an_example(command: str, lake: Desk, latent: Latent
             ["search", "x", "--mode", "y"],
             "latent search: Invalid value for '--mode': 'y' is not one of 'vector', 'text', 'hybrid'. Next: ",
         ),
+        (["init", ""], "latent init: Invalid value: give the path of your documents, or --sample"),
         (["backup", ""], "latent backup: Invalid value: give the place of the copy"),
         (["nonsense"], "latent: No such command 'nonsense'"),
         (["status", "--table.name"], "--table.name: expected a value"),

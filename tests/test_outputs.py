@@ -43,6 +43,15 @@ def test_a_place_below_a_file_is_refused_before_the_work(desk: Desk, latent: Lat
     assert f"{command[-1]} config.toml/below/x.csv: expected a folder that can be written to" in done.err
 
 
+@pytest.mark.parametrize("place", ["nowhere/c.toml", "config.toml/c.toml"])
+@pytest.mark.parametrize("documents", ["src", "--sample"])
+def test_a_config_is_not_written_where_there_is_no_folder(desk: Desk, latent: Latent, documents: str, place: str) -> None:
+    done = latent(desk.folder, "init", documents, "--config", place)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert f"--config {place}: there is no folder" in done.err
+    assert not (desk.folder / "nowhere").exists()
+
+
 def test_the_measures_of_an_earlier_evaluation_are_replaced(tmp_path: Path) -> None:
     done = Evaluation({"ndcg@10": 1.0, "mrr@10": 1.0}, 1, {}, {"q": {"ndcg@10": 1.0, "mrr@10": 1.0}})
     for _ in range(2):

@@ -40,9 +40,11 @@ def init(
     from pipeline.init import OWN_NOTE, SAMPLE_FOLDER, SAMPLE_NOTE, config_for, sample_config
     from pipeline.sample import write_sample
 
-    if sample == (path is not None):
+    if sample == (path is not None) or (path is not None and not path.strip()):
         raise typer.BadParameter("give the path of your documents, or --sample")
     folder = config.resolve().parent
+    if not folder.is_dir():
+        raise ConfigError(f"--config {config}: there is no folder {folder}: make it first")
     documents = write_sample(folder / SAMPLE_FOLDER) if sample else None
     if path is not None and config.exists():
         raise ConfigError(f"{config} is already there: remove it, or name another with --config")
