@@ -186,8 +186,9 @@ def test_init_leaves_the_names_of_tables_of_other_sources(tmp_path, desk_for):
         ("elsewhere/x.md", [], SourceError, "no such file or folder"),
         ("docs/x.csv", ["number", "text"], ConfigError, "none of its columns (number, text) looks like an id"),
         ("docs/x.jsonl", ["id", "number"], ConfigError, "none of its columns (id, number) looks like the text"),
+        ("docs/x.csv", [], SourceError, "x.csv: expected rows with columns, got none"),
     ],
-    ids=["no-files", "no-folder", "no-id", "no-text"],
+    ids=["no-files", "no-folder", "no-id", "no-text", "no-columns"],
 )
 def test_init_says_in_one_line_what_it_does_not_find(tmp_path, name, columns, error, said):
     made(tmp_path, name, columns)

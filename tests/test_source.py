@@ -509,7 +509,9 @@ GERMAN = "Die Straße führt über den Fluß. Größe, Maß und schöne Gärten 
 RUSSIAN = "Вчера мы ходили в горы, где светило солнце и пели птицы, а потом пошли домой. Это был хороший день. "
 
 
-@pytest.mark.parametrize(("text", "encoding"), [(GERMAN, "cp1252"), (RUSSIAN, "iso8859-5")])
+@pytest.mark.parametrize(
+    ("text", "encoding"), [(GERMAN, "cp1252"), (RUSSIAN, "iso8859-5"), ("昨日、山に行きました。", "iso2022_jp")]
+)
 def test_a_text_that_only_one_encoding_makes_sense_of_is_read_in_it(tmp_path, text, encoding):
     assert read(put(tmp_path / "x.txt", (text * 5).encode(encoding)))["text"].to_pylist() == [text * 5]
 

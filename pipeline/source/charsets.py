@@ -1,8 +1,9 @@
-"""Bytes → text, where they are text: UTF-8, UTF-16 and UTF-32 with a mark, and what charset-normalizer detects without a rival."""
+"""Bytes → text, where they are text: UTF-8, UTF-16 and UTF-32 with a mark, ISO-2022-JP, and what charset-normalizer detects without a rival."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import re
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from charset_normalizer import from_bytes
 
 HEAD_BYTES = 16
 DETECTION_BYTES = 1 << 20  # of a file; detection reads it once for each of some 90 encodings
+JAPANESE_MAIL = re.compile(rb"\x1b\$[@AB]")  # where ISO-2022-JP turns to two bytes a character; all of them are valid UTF-8 too
 NUL = "not text: it holds NUL characters"
 
 
@@ -70,6 +72,9 @@ def decode(data: bytes) -> str:
             raise ValueError(f"text is not {mark.encoding.upper()}, as its mark says: {error}") from None
     if reason := no_text(data[:HEAD_BYTES]) or (NUL if b"\0" in data else None):
         raise ValueError(reason)
+    if JAPANESE_MAIL.search(data):
+        with contextlib.suppress(UnicodeError):
+            return data.decode("iso2022_jp_2")
     try:
         return data.decode()
     except UnicodeError as error:
