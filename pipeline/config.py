@@ -516,7 +516,7 @@ EXPECTED = {  # pydantic's type of an error → what is expected; {} from the er
 def expected(error: ErrorDetails) -> str:
     """Say what pydantic expected."""
     told = EXPECTED[error["type"]].format_map(error.get("ctx", {})) if error["type"] in EXPECTED else error["msg"]
-    return f"a list of {told}" if isinstance(error["loc"][-1], int) else told
+    return f"a list of {told}" if error["loc"] and isinstance(error["loc"][-1], int) else told
 
 
 def _explain(errors: list[ErrorDetails], file: Path, flags: Iterable[str], variables: Mapping[str, tuple[list[str], Any]]) -> str:
