@@ -23,7 +23,17 @@ from pipeline import interruption, metrics, store
 from pipeline.config import Config
 from pipeline.encode import loss_of
 from pipeline.engine import Crew, Engine, MakeWorker
-from pipeline.errors import Interrupted, PipelineError, QueryError, SourceError, SpecMismatch, StoreError, TableBusy, reason_of
+from pipeline.errors import (
+    ForeignTable,
+    Interrupted,
+    PipelineError,
+    QueryError,
+    SourceError,
+    SpecMismatch,
+    StoreError,
+    TableBusy,
+    reason_of,
+)
 from pipeline.estimate import estimate
 from pipeline.exposition import shown_at
 from pipeline.ledger import SLOWEST, Ledger
@@ -139,7 +149,8 @@ def _recorded(config: Config, run_id: str, *, gives_way: bool) -> Iterator[None]
         yield
     except BaseException as error:
         stop = interruption.raised() or error
-        if not (gives_way and isinstance(stop, TableBusy)):  # a backfill meets a busy table often, and waits
+        # A backfill meets a busy table often, and waits. Beside a table of another program nothing is written.
+        if not (gives_way and isinstance(stop, TableBusy)) and not isinstance(stop, ForeignTable):
             with interruption.deferred(), suppress(PipelineError):
                 report = Report(run_id, None, DocumentCounts(), ChunkCounts(), 0, round(time.perf_counter() - started, 2), 0.0)
                 _record_unstarted(config, started_at, report, *_ended(config, stop))

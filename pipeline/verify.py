@@ -227,6 +227,9 @@ def _source_agrees(subject: _Subject) -> Check:
             held = subject.state.held.filter(pc.equal(subject.state.held["source_file"], path))
             hashes = dict(zip(held["doc_id"].to_pylist(), held["doc_hash"].to_pylist(), strict=True))
             known = documents.filter(pc.is_in(documents["doc_id"], value_set=held["doc_id"].combine_chunks()))
+            known = known.take(
+                np.sort(np.unique(known["doc_id"].to_numpy(), return_index=True)[1])
+            )  # of equal ids the first is stored
             pairs = zip(known["doc_id"].to_pylist(), known["doc_hash"].to_pylist(), strict=True)
             bad += [name for name, found in pairs if hashes[name] != found]
             bad += [name for name in _altered(subject, known[:SAMPLE]) if name not in bad]

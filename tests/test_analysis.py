@@ -40,7 +40,7 @@ def with_settings(desk: Desk, **settings: object) -> Analysis | None:
 
 def test_the_last_time_is_when_all_of_it_was_done(desk: Desk) -> None:
     desk.write("a.jsonl", corpus(TOPICS, 10)[:5])
-    desk.embed()
+    desk.embed(allow_deletions=True)
     with pytest.raises(QueryError, match="5 passages: too few to compare"):
         analyze(desk.config)
     desk.write("a.jsonl", corpus(TOPICS, 12))

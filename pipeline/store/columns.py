@@ -6,18 +6,22 @@ key in a document's hash has the version in it, so every document that has a val
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 
 import pyarrow as pa
 from lance import LanceDataset, LanceOperation
 
-from pipeline.errors import SpecMismatch, shown
+from pipeline.errors import SpecMismatch, StoreError, TableBusy, shown
 from pipeline.schema import COLUMN_KEY, OWN_COLUMNS, is_owned, owned
-from pipeline.store.commits import MESSAGE, make_version, refuse_foreign
+from pipeline.store.commits import ATTEMPTS, MESSAGE, PAUSE_S, make_version, refuse_foreign
 from pipeline.store.failures import lance_errors
 from pipeline.store.lease import Lease
 from pipeline.store.ownership import Store
 from pipeline.store.tables import SOURCE_KEY
+
+log = logging.getLogger("pipeline")
 
 
 def source_of(store: Store) -> str | None:
@@ -57,8 +61,21 @@ def adapt(store: Store, lease: Lease, metadata: pa.Schema, source: str, since: i
 
     `since` is the version that was looked at. Raises StoreError where another program changed rows after it, TableBusy where the lease is lost.
     """
+    for attempt in range(ATTEMPTS):
+        refuse_foreign(store, store.opened(), since, lease.run_id)
+        try:
+            return _adapt(store, lease, metadata, source)
+        except StoreError as error:  # it may be there nonetheless: look again
+            if isinstance(error, TableBusy) or attempt + 1 == ATTEMPTS:
+                raise
+            log.info("columns, attempt %d: %s", attempt + 1, error)
+            time.sleep(PAUSE_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _adapt(store: Store, lease: Lease, metadata: pa.Schema, source: str) -> int:
+    """Do what is left to do of it."""
     table = store.opened()
-    refuse_foreign(store, table, since)
     present = metadata_fields(store) or pa.schema([])
     added = [f for f in metadata if f.name not in present.names]
     dropped = [name for name in present.names if name not in metadata.names]

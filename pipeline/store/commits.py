@@ -152,17 +152,24 @@ def _since(store: Store, table: LanceDataset, since: int, name: str) -> int | No
         transaction = table.read_transaction(version)
         if (transaction.transaction_properties or {}).get("latent.commit") == name:
             return version
-        if isinstance(transaction.operation, CHANGES_ROWS):
-            kind = type(transaction.operation).__name__
-            raise StoreError(
-                f"{store.label} was changed by another program (version {version}, {kind}): nothing more is committed; run again"
-            )
+        _refuse_change(store, version, transaction)
     return None
 
 
-def refuse_foreign(store: Store, table: LanceDataset, since: int) -> None:
-    """Raise StoreError where a version after `since` changed rows."""
-    _since(store, table, since, "")
+def refuse_foreign(store: Store, table: LanceDataset, since: int, run_id: str) -> None:
+    """Raise StoreError where a version after `since` changed rows and is not of this run."""
+    for version in range(since + 1, int(table.version) + 1):
+        transaction = table.read_transaction(version)
+        if (transaction.transaction_properties or {}).get("latent.run") != run_id:
+            _refuse_change(store, version, transaction)
+
+
+def _refuse_change(store: Store, version: int, transaction: Transaction) -> None:
+    if isinstance(transaction.operation, CHANGES_ROWS):
+        kind = type(transaction.operation).__name__
+        raise StoreError(
+            f"{store.label} was changed by another program (version {version}, {kind}): nothing more is committed; run again"
+        )
 
 
 def _replacement(table: LanceDataset, new: list[FragmentMetadata], replaced: pa.Array) -> tuple[LanceOperation.BaseOperation, int]:

@@ -287,7 +287,8 @@ def everything(ground: Ground, bucket: str, to: Outcome) -> None:
     bout.until("the new node works", lambda: cluster.brought(bucket).get(FOURTH, 0) > 0)
     bout.finished(1)
     _head_dies(bout)
-    before = to.brought
+    wait_until("workers of the run that lost its head are gone", lambda: not cluster.at_work())
+    before = cluster.brought(bucket)
     bout.config.write_text(bout.config.read_text() + "gpus_per_worker = 1\n")
     Bout(ground, bucket, to, nodes=(FIRST, THIRD, FOURTH)).end()
     others = {number for number, count in to.brought.items() if count > before.get(number, 0)} - {FIRST}
