@@ -231,7 +231,8 @@ def _type_of_value(value: object) -> pa.DataType | None:
     if isinstance(value, list):
         return (item := _type_of_values([item for item in value if item is not None])) and pa.list_(item)
     if isinstance(value, dict):
-        return pa.struct([(key, kind) for key, item in value.items() if (kind := _type_of_value(item)) is not None])
+        with contextlib.suppress(*UNFIT):  # a key may be no Unicode
+            return pa.struct([(key, kind) for key, item in value.items() if (kind := _type_of_value(item)) is not None])
     return None
 
 
