@@ -307,6 +307,7 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
     engine = workers.enter_context(make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)))
     ledger.workers = engine.workers
     metrics.WORKERS.labels(at.store.name).set(engine.workers)
+    indexing = store.WordIndexing(at.store, _words(at.config))
     committed = time.monotonic()
     for outcome in engine.work(outlook.plan.shards):
         if outcome is not None:
@@ -314,7 +315,7 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
             on_progress(ledger.progress())
         if time.monotonic() - committed > COMMIT_S:
             engine.settle(ledger.commit())
-            store.index_words_when_due(at.store, _words(at.config))
+            indexing.advance()
             committed = time.monotonic()
         if manners is not None and reason is None:
             engine.hold = manners.too_fast(ledger.tokens)
@@ -322,6 +323,7 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
                 ledger.gave_way = reason
                 log.info("the backfill gives way: %s", reason)
                 engine.stop()
+    indexing.finish()
     return not ledger.undone
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import lance
 import lancedb
 import pyarrow as pa
 import pytest
@@ -60,6 +61,18 @@ def sound(desk: Desk) -> bool:
     failed = [check for check in verify(desk.config) if not check.ok]
     assert failed == []
     return True
+
+
+def test_a_copy_leaves_out_a_version_that_no_reader_sees(full: Desk, tmp_path: Path) -> None:
+    """Such as the one that words are indexed over."""
+    table = store_of(full.config).opened()
+    fragments = [fragment.metadata for fragment in table.get_fragments()]
+    lance.LanceDataset.commit(table, lance.LanceOperation.Merge(fragments, table.schema), read_version=table.version, detached=True)
+    copy = at(full, str(tmp_path / "copy"))
+    made = store.back_up(store_of(full.config), store_of(copy.config))
+    assert made.table_version == table.version
+    assert sound(copy)
+    assert not list((tmp_path / "copy/docs.lance/_versions").glob("d*"))
 
 
 def test_a_copy_made_while_a_run_writes_is_whole_in_a_bucket_and_back_on_a_disk(

@@ -324,6 +324,17 @@ def test_a_stop_signal_before_anything_is_encoded_leaves_no_process(sign: str, d
     assert _processes_of(run.pid) == []
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["search", "word"], ["run", "--json"]])
+def test_a_command_whose_reader_has_gone_ends_as_other_programs_do_then(arguments: list[str], lake: Desk) -> None:
+    """6 s. As `latent … | head` does; a connection that breaks is no such reader."""
+    with subprocess.Popen(
+        [LATENT, *arguments], cwd=lake.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        command.stdout.close()
+        seen = command.stderr.read()
+    assert (command.returncode, seen) == (128 + signal.SIGPIPE, "")
+
+
 def test_no_stop_signal_is_reported_as_a_failed_check(desk: Desk, latent: Latent) -> None:
     """Lance makes a ValueError of what the handler raises."""
     desk.write("a.jsonl", [{"id": str(i), "text": words(i % 500, i // 500, i % 7)} for i in range(20_000)])
@@ -349,7 +360,7 @@ def _processes_of(session: int, wait_s: float = 60) -> list[str]:
     """What still runs of a session, a moment after its leader ended."""
     until = time.monotonic() + wait_s
     while True:
-        listed = subprocess.run(["ps", "-s", str(session), "-o", "args="], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["ps", "-ww", "-s", str(session), "-o", "args="], capture_output=True, text=True, check=False)
         if not listed.stdout.strip() or time.monotonic() >= until:
             break
         time.sleep(0.5)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 import string
+import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import lance
 import pytest
 from conftest import Desk, HereAndNow, words
 from hypothesis import given
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline import open_table, run, store
 from pipeline.engine import Casualty, Finished
-from pipeline.errors import QueryError
+from pipeline.errors import QueryError, StoreError
 from pipeline.schema import Shard
 from pipeline.store.folding import folded, index_form, query_form
 from pipeline.survey import store_of
@@ -218,10 +221,49 @@ def test_a_first_run_indexes_words_as_it_commits(desk: Desk, monkeypatch: pytest
     class Watched(HereAndNow):
         def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
             yield from super().work(shards)
-            yield None  # no news of a worker, some time after the commit
+            until = time.monotonic() + 60
+            while not store.indexes(store_of(desk.config)) and time.monotonic() < until:
+                yield None  # no news of a worker, some time after the commit
             found_meanwhile.append(found(desk, "creme", k=100))
 
     desk.embed(engine=Watched)
     assert found_meanwhile == [{str(i) for i in range(9)}]
     index = next(index for index in store.indexes(store_of(desk.config)) if index.columns == ("text",))
     assert index.behind == 0
+
+
+def test_a_run_commits_while_its_words_are_indexed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of millions of rows takes minutes: workers would wait for work, and nobody would watch Ray."""
+    monkeypatch.setattr(run, "COMMIT_S", 0.0)
+    monkeypatch.setattr("pipeline.plan.SHARD_DOCUMENTS", 1)
+    desk.write("a.jsonl", [{"id": str(i), "text": f"crème {words(i)}"} for i in range(4)])
+    committed, index = threading.Event(), lance.LanceDataset.create_index_uncommitted
+
+    def slow(*args: object, **options: object) -> object:
+        assert committed.wait(60)
+        return index(*args, **options)
+
+    class Watched(HereAndNow):
+        def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+            yield from super().work(shards)
+            assert len(desk.rows()) == 4
+            committed.set()
+
+    monkeypatch.setattr(lance.LanceDataset, "create_index_uncommitted", slow)
+    desk.embed(engine=Watched)
+    assert found(desk, "creme", k=100) == {"0", "1", "2", "3"}
+
+
+def test_an_index_that_fails_while_a_run_commits_loses_no_document(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "COMMIT_S", 0.0)
+    desk.write("a.jsonl", [{"id": str(i), "text": words(i)} for i in range(4)])
+
+    def full(*_: object, **__: object) -> object:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lance.LanceDataset, "create_index_uncommitted", full)
+        with pytest.raises(StoreError, match=r"its words cannot be indexed: No space left on device"):
+            desk.embed()
+    assert desk.embed().documents.unchanged == 4
+    assert verify(desk.config)[0].ok

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
 import sys
 
@@ -59,12 +60,13 @@ def _run(*, as_json: bool) -> None:
 
 
 def _stdout_is_gone() -> bool:
-    """Whether who read the output has gone, as `head` does. Where it takes no more, nothing more is written: Python tries again when it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        interruption.silence(sys.stdout.fileno())
-        return isinstance(error, BrokenPipeError)
+    """Whether who read the output has gone, as `head` does. Nothing more is written there then: Python tries again when it ends."""
+    with contextlib.suppress(OSError, ValueError):  # closed, or no file
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            interruption.silence(sys.stdout.fileno())
+            return True
     return False
 
 

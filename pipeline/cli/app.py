@@ -87,9 +87,13 @@ def call(arguments: list[str]) -> int:
         with redirect_stdout(sys.stderr):
             app(["--help"], standalone_mode=False)
         return 2
+    streams = sys.stdout, sys.stderr
     try:
         code = int(app(rest, prog_name="latent", standalone_mode=False) or 0)
         sys.stdout.flush()
+    except SystemExit as end:  # typer ends so by any broken pipe, that of a connection too, and silences both streams
+        sys.stdout, sys.stderr = streams
+        raise (end.__context__ if isinstance(end.__context__, OSError) else end) from None
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "latent"

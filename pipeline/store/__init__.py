@@ -60,7 +60,7 @@ from pipeline.store.tables import (
     write_canary,
     write_runs,
 )
-from pipeline.store.word_index import index_words_when_due
+from pipeline.store.word_index import WordIndexing
 from pipeline.store.words import Words
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "Store",
     "Tuning",
     "Version",
+    "WordIndexing",
     "Words",
     "Worked",
     "adapt",
@@ -98,7 +99,6 @@ __all__ = [
     "drop",
     "foreign_changes",
     "former_specs",
-    "index_words_when_due",
     "indexes",
     "is_paused",
     "lance_errors",

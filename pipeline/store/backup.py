@@ -8,6 +8,7 @@ short, see what was there before. What the copy has already is not copied again;
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable
@@ -153,10 +154,10 @@ class _Files:
             return set(self._session.list())
 
     def manifests(self) -> list[str]:
-        """Oldest version first."""
+        """Oldest version first. Detached ones, which no reader sees and which last a moment, are no part of a copy."""
         with lance_errors(f"{self._label}: its versions cannot be listed"):
-            names = [name for name in self._session.list(MANIFESTS.rstrip("/")) if name.endswith(".manifest")]
-        return sorted(names, key=_version)
+            names = self._session.list(MANIFESTS.rstrip("/"))
+        return sorted((name for name in names if re.fullmatch(r"\d+\.manifest", name.rpartition("/")[2])), key=_version)
 
     def others(self) -> list[str]:
         return sorted(name for name in self.all() if not name.startswith(MANIFESTS))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Collection
+from concurrent.futures import Future
 from typing import Any
 
 import lance
@@ -29,32 +31,82 @@ UNINDEXED_SHARE = 0.25  # of the rows, from which on a run indexes what it has c
 VERIFIED_WORDS = 50  # of a passage
 
 
+@dataclasses.dataclass(frozen=True)
+class _Built:
+    """What `_build` made, not committed."""
+
+    words: str | None  # how texts are taken apart, as JSON; None: no index is wanted
+    anew: bool  # the index that there is goes
+    segment: Any | None
+
+
 def index_words(store: Store, words: Words | None) -> None:
     """Bring the full-text index up to date: make it, index new rows, make it anew where texts are taken apart otherwise now, drop it. Under the lease."""
-    table = store.opened()
-    known = table.metadata.get(WORDS_KEY)
-    indexes = _indexes(table)
-    wanted = words.to_json() if words and table.count_rows() else None
-    if indexes and known != wanted:
-        for index in indexes:
-            table.drop_index(index.name)
-        table = store.opened()
-    new = [fragment.fragment_id for fragment in _new(table)]
-    if words and wanted and new:
-        table.commit_existing_index_segments(INDEX_NAME, "text", [_segment(store, table, words, new)])
-    if known != wanted:
-        store.opened().update_metadata({WORDS_KEY: wanted})
+    _commit(store, _build(store, words))
 
 
-def index_words_when_due(store: Store, words: Words | None) -> None:
-    """`index_words` while a run commits: once there are rows, and whenever UNINDEXED_SHARE of them is new. Pieces stay as they are. Under the lease."""
-    if words is None:
-        return
-    with lance_errors(f"{store.label}: its words cannot be indexed"):
-        table = store.opened()
+class WordIndexing:
+    """`index_words` while a run commits: a thread builds, the caller's commits. Under the lease.
+
+    It begins once there are rows, and whenever UNINDEXED_SHARE of them is new. Pieces stay as they are.
+    """
+
+    def __init__(self, store: Store, words: Words | None) -> None:
+        self._store, self._words = store, words
+        self._building: Future[_Built] | None = None
+
+    def advance(self) -> None:
+        """Commit what has been built, or begin to build; waits for nothing. Raises StoreError where it failed."""
+        if self._building is not None:
+            if self._building.done():
+                self.finish()
+        elif self._words is not None:
+            with self._errors():
+                if self._due():
+                    self._building = Future()
+                    threading.Thread(target=self._build, args=(self._building,), name="word index").start()
+
+    def finish(self) -> None:
+        """Wait for what is being built, and commit it."""
+        if self._building is not None:
+            with self._errors():
+                _commit(self._store, self._building.result())
+            self._building = None
+
+    def _due(self) -> bool:
+        table = self._store.opened()
         new = sum(fragment.count_rows() for fragment in _new(table))
-        if new and new >= UNINDEXED_SHARE * table.count_rows():
-            index_words(store, words)
+        return bool(new and new >= UNINDEXED_SHARE * table.count_rows())
+
+    def _build(self, building: Future[_Built]) -> None:
+        try:
+            building.set_result(_build(self._store, self._words))
+        except BaseException as error:  # noqa: BLE001 `finish` raises it
+            building.set_exception(error)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return lance_errors(f"{self._store.label}: its words cannot be indexed")
+
+
+def _build(store: Store, words: Words | None) -> _Built:
+    """Index what is not indexed yet. No reader sees it."""
+    table = store.opened()
+    wanted = words.to_json() if words and table.count_rows() else None
+    anew = table.metadata.get(WORDS_KEY) != wanted
+    fragments = [fragment.fragment_id for fragment in (table.get_fragments() if anew else _new(table))]
+    segment = _segment(store, table, words, fragments) if words and wanted and fragments else None
+    return _Built(wanted, anew, segment)
+
+
+def _commit(store: Store, built: _Built) -> None:
+    if built.anew:
+        table = store.opened()
+        for index in _indexes(table):
+            table.drop_index(index.name)
+    if built.segment is not None:
+        store.opened().commit_existing_index_segments(INDEX_NAME, "text", [built.segment])
+    if built.anew:
+        store.opened().update_metadata({WORDS_KEY: built.words})
 
 
 def _indexes(table: lance.LanceDataset) -> list[Any]:

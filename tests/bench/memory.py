@@ -83,7 +83,7 @@ def measure(desk: Path, model: Path, glosses: list[str], size: int) -> str:
 
 def workers_below(pid: int) -> list[int]:
     """Ray's worker processes that embed."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
     session = [int(line.split()[0]) for line in listed if "ray::_Actor" in line]
     return [p for p in session if pid in ancestors(p)]
 
