@@ -276,7 +276,13 @@ def test_a_stop_signal_keeps_finished_shards_and_says_how_to_go_on(stop: signal.
     command = [LATENT, "run", "--verbose", "--chunk.tokens=1000", "--ray.workers=1", *way]
     # A group of its own, signalled whole: as a terminal, systemd and timeout do it. They also do it again and again.
     with subprocess.Popen(
-        command, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=desk.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_hang_up_as_usual,
     ) as run:
         seen = []
         for line in run.stderr:
@@ -354,6 +360,11 @@ def test_no_stop_signal_is_reported_as_a_failed_check(desk: Desk, latent: Latent
     stopped = [each for each in done if each.code == 143]
     assert stopped
     assert {(json.loads(each.out)["kind"], each.err.count("\n")) for each in stopped} == {("Interrupted", 1)}
+
+
+def _hang_up_as_usual() -> None:
+    """Below nohup, SIGHUP would be ignored by a command as well."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _processes_of(session: int, wait_s: float = 60) -> list[str]:
