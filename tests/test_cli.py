@@ -282,7 +282,7 @@ def test_a_stop_signal_keeps_finished_shards_and_says_how_to_go_on(stop: signal.
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_hang_up_as_usual,
+        preexec_fn=_hang_up_as_usual,  # noqa: PLW1509
     ) as run:
         seen = []
         for line in run.stderr:
