@@ -19,15 +19,21 @@ infra: .venv/ready-infra  ## what the tests of infra/ try its files with: Linux 
 test: .venv/ready-dev  ## the whole suite, real engines, two files at a time
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-check: .venv/ready-dev  ## lint, format, types
+check: .venv/ready-dev build/types  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+.PHONY: build/types
+build/types:  ## the folders under the names that they are imported by, for type checkers and editors
+	rm -rf $@ && mkdir -p $@/latent
+	for each in pipeline/*; do ln -s ../../../$$each $@/latent; done
+	ln -s ../../../flows $@/latent
+
 POOL ?= latent
 CONFIG ?= config.toml
 deploy: .venv/ready  ## the deployments of CONFIG, on the configured Prefect server, for the workers of POOL, which find it at SEEN_AS; writes prefect.yaml
-	$(BIN)/python -m flows.deployments --config $(CONFIG) --pool $(POOL) $(if $(SEEN_AS),--seen-as $(SEEN_AS)) $(ARGS)
+	$(BIN)/python -m latent.flows.deployments --config $(CONFIG) --pool $(POOL) $(if $(SEEN_AS),--seen-as $(SEEN_AS)) $(ARGS)
 	$(BIN)/prefect work-pool inspect $(POOL) > /dev/null 2>&1 || $(BIN)/prefect work-pool create --type process $(POOL)
 	PWD="$(CURDIR)" $(BIN)/prefect --no-prompt deploy --all
 

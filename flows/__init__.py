@@ -1,4 +1,4 @@
-"""Prefect's side: thin flows over `pipeline.run`, their schedule and their reports.
+"""Prefect's side: thin flows over `latent.ingest.run`, their schedule and their reports.
 
     server       which server is meant, or one started here
     patience     when a task tries again, and which runs come too late
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.server import PORT, configured_server, local_server
-from pipeline import metrics
-from pipeline.config import Config, hand_down
-from pipeline.exposition import shown_at
-from pipeline.schema import Report
-from pipeline.status import figures
-from pipeline.survey import OnProgress, store_of
+from latent.config import Config, hand_down
+from latent.flows.prefect_server import PORT, configured_server, local_server
+from latent.ingest.scan import OnProgress, store_of
+from latent.ingest.status import figures
+from latent.monitoring import metrics
+from latent.monitoring.exposition import shown_at
+from latent.types import Report
 
 __all__ = ["Served", "configured_server", "embed_as_flow", "serve"]
 
@@ -51,10 +51,9 @@ def embed_as_flow(
     # The terminal has the bars and the one line of an error; Prefect's own log is on the flow run's page.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with local_server(config.parent):
+        from latent.flows import embed as flows_of_the_table
+        from latent.flows.observability import watcher
         from prefect.logging.handlers import APILogHandler
-
-        from flows import embed as flows_of_the_table
-        from flows.telling import watcher
 
         token = watcher.set(on_progress)
         try:
@@ -91,7 +90,7 @@ def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready
     """
     table = metrics.TableCollector(settings.table.name, lambda: figures(store_of(settings)))
     with shown_at(settings.metrics.listen, metrics.registry_of(table)), local_server(config.parent, PORT) as address:
-        from flows.serving import serve_flows
+        from latent.flows.runner import serve_flows
 
         schedule = settings.schedule
         on_ready(Served(address, schedule.nightly, schedule.analyze, schedule.timezone, f"nightly/{settings.table.name}"))

@@ -1,6 +1,6 @@
 """The deployments of a table: which flows there are on a server, when they run, and how many at a time. `latent serve` and prefect.yaml are both made of them.
 
-    python -m flows.deployments [--config config.toml] [--pool latent] [--seen-as PATH] [--force]
+    python -m latent.flows.deployments [--config config.toml] [--pool latent] [--seen-as PATH] [--force]
 
 writes prefect.yaml, from which `prefect deploy --all` registers them for a work pool; `make deploy` does both. Registers nothing itself. A prefect.yaml
 that someone else wrote, or edited, stays as it is without --force.
@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
+from latent.config import Config, load
+from latent.errors import ConfigError, EngineError, PipelineError, shown
+from latent.flows.analyze import analyze
+from latent.flows.embed import backfill, embed, maintain, nightly
+from latent.flows.evaluate import evaluate
+from latent.flows.prefect_server import HEARTBEAT, configured_server, on_loopback, require_answer
 from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy as Strategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
-
-from flows.analyze import analyze
-from flows.embed import backfill, embed, maintain, nightly
-from flows.evaluate import evaluate
-from flows.server import HEARTBEAT, configured_server, on_loopback, require_answer
-from pipeline.config import Config, load
-from pipeline.errors import ConfigError, EngineError, PipelineError, shown
 
 # One run at a time of each, for each table. A run that comes while another is under way is cancelled, not queued: the next one sees all changes
 # anyway. A backfill may be of another source, so it waits for its turn.
@@ -105,7 +104,7 @@ def _entry(made: RunnerDeployment) -> dict[str, Any]:
 
 def main() -> None:
     """Write prefect.yaml. Exit code 1 and a line, and nothing written, if the config is wrong, no server answers, or the file is not ours."""
-    asked = argparse.ArgumentParser(prog="python -m flows.deployments")
+    asked = argparse.ArgumentParser(prog="python -m latent.flows.deployments")
     asked.add_argument("--config", default="config.toml", help="the settings to read")
     asked.add_argument("--pool", default="latent", help="the work pool")
     asked.add_argument("--seen-as", default="", help="the settings' path on the machines of the workers, where it is another there")

@@ -1,4 +1,4 @@
-"""The flows of the table. Each calls one use-case of `pipeline.run` and tells Prefect what came of it."""
+"""The flows of the table. Each calls one use-case of `latent.ingest.run` and tells Prefect what came of it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from latent import interruption
+from latent.config import load
+from latent.flows.observability import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
+from latent.flows.reports import QUARANTINE_SHARE, maintenance, quarantined_share, summary
+from latent.flows.retries import BACKFILL_S, NIGHT_S, SHORT_S, missed, patient
+from latent.flows.terminal_states import close
+from latent.ingest import run
+from latent.ingest.run import Maintained
+from latent.ingest.scan import store_of
+from latent.store import read_tuning
+from latent.types import Report
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
-
-from flows.ending import close
-from flows.patience import BACKFILL_S, NIGHT_S, SHORT_S, missed, patient
-from flows.reports import QUARANTINE_SHARE, maintenance, quarantined_share, summary
-from flows.telling import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
-from pipeline import interruption, run
-from pipeline.config import load
-from pipeline.run import Maintained
-from pipeline.schema import Report
-from pipeline.store import read_tuning
-from pipeline.survey import store_of
 
 ENDINGS: dict[str, Any] = {"on_failure": [close], "on_cancellation": [close], "on_crashed": [close]}
 

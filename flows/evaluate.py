@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latent.config import Mode, load
+from latent.errors import QueryError
+from latent.evaluation import evaluator as use_case
+from latent.evaluation.datasets import read_judgments, read_queries
+from latent.evaluation.evaluator import Evaluation
+from latent.flows.observability import artifact_key, logs_to_prefect, run_name, tell
+from latent.flows.reports import evaluation
+from latent.flows.retries import SHORT_S, patient
+from latent.search import How, open_table
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-
-from flows.patience import SHORT_S, patient
-from flows.reports import evaluation
-from flows.telling import artifact_key, logs_to_prefect, run_name, tell
-from pipeline.config import Mode, load
-from pipeline.errors import QueryError
-from pipeline.judgments import read_judgments, read_queries
-from pipeline.search import How, open_table
-from pipeline.search import evaluation as use_case
-from pipeline.search.evaluation import Evaluation
 
 
 @patient("evaluate")

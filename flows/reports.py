@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.rendering import markdown_text
-from pipeline.run import Maintained
-from pipeline.schema import DocumentCounts, Report
-from pipeline.search.evaluation import Evaluation
-from pipeline.store import Tuning
+from latent.evaluation.evaluator import Evaluation
+from latent.ingest.run import Maintained
+from latent.rendering import markdown_text
+from latent.store import Tuning
+from latent.types import DocumentCounts, Report
 
 TOP = 5  # reasons, shards
 QUARANTINE_SHARE = 0.01  # of the source's documents: more than that is worth a look

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from latent.errors import ConfigError
 
 MARK = "made by latent"  # stands in each picture, report and page: who finds it may replace the file
 

@@ -13,12 +13,13 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from pipeline import interruption, run, survey
-from pipeline.cli import main
-from pipeline.config import Config, load
-from pipeline.engine import Casualty, Crew, Finished, MakeWorker
-from pipeline.schema import Report, Shard
+from latent import interruption
+from latent.cli import main
+from latent.config import Config, load
+from latent.ingest import run
+from latent.ingest import scan as survey
+from latent.types import Report, Shard
+from latent.workers import Casualty, Crew, Finished, MakeWorker
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -138,7 +139,7 @@ class Desk:
         return survey.store_of(self.config).opened().to_table()
 
     def side(self, name: str) -> list[dict[str, object]]:
-        from pipeline.store import read_runs, state_of
+        from latent.store import read_runs, state_of
 
         place = survey.store_of(self.config)
         rows = read_runs(place) if name == "runs" else getattr(state_of(place), name)
@@ -210,7 +211,7 @@ Latent = Callable[..., Said]
 @pytest.fixture
 def latent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Latent]:
     """A command line in this process: `latent(desk.folder, "search", "x")`. What a process of its own does otherwise is in test_cli."""
-    log = logging.getLogger("pipeline")
+    log = logging.getLogger("latent")
     logs = log.handlers, log.propagate, log.level
 
     def call(folder: Path, *arguments: object) -> Said:

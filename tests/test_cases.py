@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import HereAndNow, Latent, Said
-
-from pipeline import run
-from pipeline.config import load
+from latent.config import load
+from latent.ingest import run
 
 CASES = Path(__file__).parent / "cases"
 

@@ -18,12 +18,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import Desk, Latent, Said, words
+from latent.cli.app import app
+from latent.cli.output import Grid, runs_of, wrapped
+from latent.ingest.scan import store_of
+from latent.store import indexes
 from rich.cells import cell_len
-
-from pipeline.cli.app import app
-from pipeline.cli.show import Grid, runs_of, wrapped
-from pipeline.store import indexes
-from pipeline.survey import store_of
 
 LATENT = str(Path(sys.executable).with_name("latent"))
 COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "rollback", "serve", "cluster", "evaluate", "migrate")
@@ -55,7 +54,7 @@ def lake(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
 
 def test_a_second_run_starts_no_ray_and_no_model_and_imports_little(lake: Desk) -> None:
     probe = (
-        "import sys; from pipeline import load, run; run.embed(load('config.toml')); "
+        "import sys; from latent import load; from latent.ingest import run; run.embed(load('config.toml')); "
         "print([m for m in ('ray', 'torch', 'sentence_transformers', 'prefect', 'sklearn', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=lake.folder, capture_output=True, text=True, check=True)

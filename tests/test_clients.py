@@ -11,8 +11,8 @@ import lancedb
 import polars as pl
 import pytest
 from conftest import Desk, words
-
-from pipeline import Table, open_table, run
+from latent import Table, open_table
+from latent.ingest import run
 
 QUERY = words(101, 102)
 

@@ -11,13 +11,13 @@ import pytest
 from conftest import Desk, Latent, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline import cluster, load
-from pipeline.config import Config
-from pipeline.errors import ConfigError, QueryError
-from pipeline.space import clusters
-from pipeline.store import read_derived
-from pipeline.survey import store_of
+from latent import load
+from latent.analysis.clustering import algorithm as cluster
+from latent.analysis.clustering import cluster_table as clusters
+from latent.config import Config
+from latent.errors import ConfigError, QueryError
+from latent.ingest.scan import store_of
+from latent.store import read_derived
 
 TOPICS = 6
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import lancedb
 import pytest
 from conftest import Desk, HereAndNow, Latent
-
-from pipeline import run, store, survey
-from pipeline.errors import SpecMismatch, StoreError
-from pipeline.schema import Progress, Report, Shard
-from pipeline.verify import verify
+from latent import store
+from latent.errors import SpecMismatch, StoreError
+from latent.ingest import run
+from latent.ingest import scan as survey
+from latent.ingest.verify import verify
+from latent.types import Progress, Report, Shard
 
 DOCUMENTS = [{"id": f"d{i}", "text": f"w{i} w{i + 1}", "a": i, "b": f"b{i}", "lang": "en" if i else None} for i in range(6)]
 FILES = {"x.jsonl": DOCUMENTS[:3], "y.jsonl": DOCUMENTS[3:]}

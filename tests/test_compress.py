@@ -10,14 +10,13 @@ import pytest
 from conftest import Desk, Latent
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent import open_table
+from latent.analysis.compression.compress_table import compress
+from latent.errors import ConfigError, QueryError
+from latent.ingest.scan import store_of
+from latent.store import codec as codecs
+from latent.store import matrix, read_codes
 from test_cluster import corpus
-
-from pipeline import codec as codecs
-from pipeline import open_table
-from pipeline.errors import ConfigError, QueryError
-from pipeline.space.compression import compress
-from pipeline.store import matrix, read_codes
-from pipeline.survey import store_of
 
 DIM = 16
 
@@ -195,7 +194,7 @@ def test_more_numbers_and_more_bits_lose_less(seed: int) -> None:
 
 def test_an_autoencoder_learns_what_a_plane_does_not_hold() -> None:
     """Points of a circle, bent through eight dimensions: two principal components lose what two numbers of an autoencoder keep."""
-    from pipeline.encode.autoencoder import autoencoder
+    from latent.encoders.autoencoder import autoencoder
 
     angle = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
     bent = np.stack([f(k * angle) for k in (1, 2, 3, 4) for f in (np.sin, np.cos)], 1).astype(np.float32)

@@ -15,14 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, words
-
-from pipeline import run
-from pipeline.config import Source
-from pipeline.errors import PipelineError, SourceError, StoreError, UnreadableFile
-from pipeline.search import open_table
-from pipeline.source import Reader, list_files, locate, sight
-from pipeline.source.listing import LOCAL_TICK_NS
-from pipeline.verify import verify
+from latent.config import Source
+from latent.errors import PipelineError, SourceError, StoreError, UnreadableFile
+from latent.ingest import run
+from latent.ingest.verify import verify
+from latent.search import open_table
+from latent.sources import Reader, list_files, locate, sight
+from latent.sources.listing import LOCAL_TICK_NS
 
 PAGE = 4096  # what the smallest file takes on the small disk
 DISK_PAGES = 512

@@ -10,13 +10,12 @@ import pytest
 from conftest import Desk, Latent
 from hypothesis import given
 from hypothesis import strategies as st
+from latent import load
+from latent.analysis.clustering import cluster_table as clusters
+from latent.analysis.drift import statistics as tests
+from latent.analysis.drift.compare_versions import Drift, drift
+from latent.errors import QueryError, StoreError
 from test_cluster import corpus
-
-from pipeline import drift as tests
-from pipeline import load
-from pipeline.errors import QueryError, StoreError
-from pipeline.space import clusters
-from pipeline.space.drift import Drift, drift
 
 TOPICS = 6
 

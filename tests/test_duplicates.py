@@ -12,13 +12,13 @@ import pytest
 from conftest import Desk, Latent, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline import load, neighbours
-from pipeline.errors import QueryError
-from pipeline.neighbours import Kin
-from pipeline.space.duplicates import Duplicates, duplicates
-from pipeline.store import read_derived
-from pipeline.survey import store_of
+from latent import load
+from latent.analysis.duplicates import neighbors as neighbours
+from latent.analysis.duplicates.find_duplicates import Duplicates, duplicates
+from latent.analysis.duplicates.neighbors import Kin
+from latent.errors import QueryError
+from latent.ingest.scan import store_of
+from latent.store import read_derived
 
 
 @pytest.fixture

@@ -22,6 +22,13 @@ import torch
 from huggingface_hub import cached_assets_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent.encoders import Encoder, Reranker, actual_precision, batches, best_device, loss_of
+from latent.encoders.packing import Padder
+from latent.errors import EngineError, ModelError, SpecMismatch
+from latent.ingest import run
+from latent.ingest.verify import AGREES
+from latent.models import resolve, resolve_reranker
+from latent.types import LocalModel
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
@@ -44,14 +51,6 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
-
-from pipeline import run
-from pipeline.encode import Encoder, Reranker, actual_precision, batches, best_device, loss_of
-from pipeline.encode.packing import Padder
-from pipeline.errors import EngineError, ModelError, SpecMismatch
-from pipeline.model import resolve, resolve_reranker
-from pipeline.schema import LocalModel
-from pipeline.verify import AGREES
 
 TEXTS = [
     "How do I parse a date?",
@@ -365,7 +364,7 @@ def test_vectors_in_8_bits_are_near_those_in_float32_and_their_loss_is_told(mode
 
 
 def test_a_run_in_8_bits_tells_its_loss_and_its_table_takes_no_others(desk_for, tmp_path, own_cache, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("latent"), "propagate", True)
     folder = transformer(tmp_path, *FAMILIES["BERT"][:2])
     desk = desk_for(tmp_path / "desk", model=str(folder), more='precision = "int8"\n')
     desk.write("a.jsonl", [{"id": "a", "text": "a b c"}, {"id": "b", "text": "d e"}])
@@ -390,8 +389,8 @@ def test_a_run_with_a_model_that_takes_no_8_bits_leaves_no_table_behind(desk_for
 
 CONVERT = """
 import sys
-from pipeline.encode import Encoder, int8
-from pipeline.model import resolve, resolve_reranker
+from latent.encoders import Encoder, int8
+from latent.models import resolve, resolve_reranker
 convert = int8._convert
 def told(*args):
     print("converted", flush=True)
@@ -446,7 +445,7 @@ def test_8_bit_weights_that_were_damaged_name_what_to_remove(tmp_path, own_cache
 
 
 def test_a_model_that_loses_too_much_in_8_bits_is_refused(tmp_path, own_cache, monkeypatch):
-    monkeypatch.setattr("pipeline.encode.int8.LEAST_COSINE", 1.0)
+    monkeypatch.setattr("latent.encoders.int8.LEAST_COSINE", 1.0)
     local = resolve(str(transformer(tmp_path, *FAMILIES["BERT"][:2])))
     for _ in range(2):  # found out, and known
         with pytest.raises(ModelError, match=r"loses too much in 8 bits: cosine to float32 \d\.\d+ on average"):
@@ -457,7 +456,7 @@ def test_8_bits_without_openvino_name_what_to_install(model, monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("pipeline.encode.loss.version", missing)
+    monkeypatch.setattr("latent.encoders.quantization_error.version", missing)
     with pytest.raises(ModelError, match=r"precision int8 needs openvino: install latent\[int8\]"):
         loss_of(model)
 

@@ -13,13 +13,12 @@ from types import BuiltinFunctionType
 import numpy as np
 import pyarrow as pa
 import pytest
+from latent.errors import EngineError, ModelError, StoreError
+from latent.types import QUARANTINE, FileState, Receipt, Shard, Slice
+from latent.workers import Casualty, Claims, Crew, Engine, Finished
+from latent.workers.dedup import Book
 from ray import cloudpickle
 from ray.experimental import tqdm_ray
-
-from pipeline.engine import Casualty, Claims, Crew, Engine, Finished
-from pipeline.engine.claims import Book
-from pipeline.errors import EngineError, ModelError, StoreError
-from pipeline.schema import QUARANTINE, FileState, Receipt, Shard, Slice
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers below are in no installed package
 
@@ -149,7 +148,7 @@ def test_a_process_that_can_do_no_more_is_replaced_and_only_the_document_that_br
 def test_what_ray_says_of_a_dead_worker_is_in_the_log_and_not_on_stdout(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG, "pipeline"), Engine(Crew(most=1), Fragile, 2) as engine:
+    with caplog.at_level(logging.DEBUG, "latent"), Engine(Crew(most=1), Fragile, 2) as engine:
         list(engine.work([shard("a", "deadly"), shard("b")]))
         deadline = time.monotonic() + 30
         while not any("ray: " in message for message in caplog.messages) and time.monotonic() < deadline:

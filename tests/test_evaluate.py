@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
-
-from pipeline import load, open_table, run
-from pipeline.errors import QueryError, SourceError
-from pipeline.evaluate import MEASURES, means, p_values, score
-from pipeline.judgments import read_judgments, read_queries
-from pipeline.search import How
-from pipeline.search.evaluation import compare, evaluate, known_items, way
+from latent import load, open_table
+from latent.errors import QueryError, SourceError
+from latent.evaluation.datasets import read_judgments, read_queries
+from latent.evaluation.evaluator import compare, evaluate, known_items, way
+from latent.evaluation.ranking_metrics import MEASURES, means, p_values, score
+from latent.ingest import run
+from latent.search import How
 
 JUDGED = {"q1": {"a": 2, "b": 1}, "q2": {"c": 1}, "q3": {"d": 1}}
 

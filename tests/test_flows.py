@@ -26,13 +26,12 @@ import httpx
 import pytest
 import yaml
 from conftest import Desk, words
-
-from pipeline.config import load
-from pipeline.schema import Progress
-from pipeline.space import analysis
-from pipeline.status import runs
-from pipeline.store import Lease
-from pipeline.survey import scene
+from latent.analysis import report as analysis
+from latent.config import load
+from latent.ingest.scan import scene
+from latent.ingest.status import runs
+from latent.store import Lease
+from latent.types import Progress
 
 ROOT = Path(__file__).parents[1]
 LATENT = str(Path(sys.executable).with_name("latent"))
@@ -261,9 +260,8 @@ def test_the_server_has_the_next_night_on_its_list(served: Served) -> None:
 @pytest.mark.parametrize("cron", ["0 2 * * *", "30 2 * * *"])
 def test_each_local_day_has_one_night_when_the_clock_is_changed(served: Served, day: dt.datetime, cron: str) -> None:
     """Two o'clock is left out in spring, and there twice in autumn. Asked again each half hour, as the server does each minute."""
+    from latent.flows.deployments import deployments
     from prefect.server.schemas.schedules import CronSchedule
-
-    from flows.deployments import deployments
 
     settings = load(served.desk.config_path, {"schedule.timezone": "Europe/Berlin", "schedule.nightly": cron})
     made = next(each for each in deployments("config.toml", settings, {}) if each.flow_name == "nightly")
@@ -538,7 +536,7 @@ def test_alerts_tell_what_went_wrong_or_did_not_come_and_a_lost_run_is_cleaned_u
         "related=[{'prefect.resource.id': 'prefect.tag.latent', 'prefect.resource.role': 'tag'}])"
     )
     recall = (
-        "from flows.embed import _tell_maintained; from pipeline.run import Maintained; from pipeline.store import Tuning; "
+        "from latent.flows.embed import _tell_maintained; from latent.ingest.run import Maintained; from latent.store import Tuning; "
         "kept = dict(nprobes=8, refine_factor=4, filtered=0.9, milliseconds=2.0, exact_milliseconds=9.0, rows=9, version=3, trained=9); "
         "_tell_maintained('config.toml', {}, Maintained(Tuning(wanted=0.95, recall=0.81, **kept), 0, 0))"
     )
@@ -610,7 +608,7 @@ def test_a_run_ends_well_where_nobody_takes_events(served: Served) -> None:
 
 
 def test_progress_says_how_long_it_will_still_take() -> None:
-    from flows.telling import told
+    from latent.flows.observability import told
 
     assert told(Progress("encode", 100, 1000, 5000, 2, seconds_left=130.0)).endswith(
         "100 of 1000 documents, 5000 tokens, 2 quarantined, about 2.2 min left"
@@ -620,7 +618,7 @@ def test_progress_says_how_long_it_will_still_take() -> None:
 
 
 def test_prefect_yaml_is_what_the_deployments_of_config_toml_are() -> None:
-    from flows.deployments import deployments, prefect_yaml
+    from latent.flows.deployments import deployments, prefect_yaml
 
     made = deployments("{{ $PWD }}/config.toml", load(ROOT / "config.toml"), {})
     assert (ROOT / "prefect.yaml").read_text() == prefect_yaml(made, "latent"), "make deploy writes it"
@@ -634,8 +632,8 @@ def test_the_server_of_serve_drops_runs_that_ended_long_ago(served: Served) -> N
 
 
 def write_prefect_yaml(folder: Path, monkeypatch: pytest.MonkeyPatch, server: str, *more: str) -> object:
-    """`python -m flows.deployments` in a folder with a config, in this process; the code or the line it ends with."""
-    from flows.deployments import main
+    """`python -m latent.flows.deployments` in a folder with a config, in this process; the code or the line it ends with."""
+    from latent.flows.deployments import main
 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder))

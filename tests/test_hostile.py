@@ -11,8 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 from conftest import Desk, Latent, words
-
-from pipeline import run
+from latent.ingest import run
 
 HOSTILE = (
     "[/b]",

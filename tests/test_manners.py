@@ -16,15 +16,17 @@ import pytest
 from conftest import Desk, HereAndNow, words
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline import manners, plan, run, survey
-from pipeline.engine import Finished
-from pipeline.errors import TableBusy
-from pipeline.manners import within
-from pipeline.schema import Progress
-from pipeline.status import runs
-from pipeline.store import Backfill, courtesy
-from pipeline.verify import verify
+from latent.errors import TableBusy
+from latent.ingest import plan, run
+from latent.ingest import scan as survey
+from latent.ingest import throttle as manners
+from latent.ingest.status import runs
+from latent.ingest.throttle import within
+from latent.ingest.verify import verify
+from latent.store import Backfill
+from latent.store import backfill_lock as courtesy
+from latent.types import Progress
+from latent.workers import Finished
 
 
 class Slow(HereAndNow):
@@ -126,7 +128,7 @@ def test_without_a_backfill_nothing_is_left(archive: Desk) -> None:
 
 def test_a_backfill_that_was_killed_hides_nothing(archive: Desk) -> None:
     place = survey.store_of(archive.config)
-    stays = f"import time; from pipeline.store import Backfill, Store\nwith Backfill(Store({place.uri!r}, {place.name!r}), 'killed'): print('here', flush=True); time.sleep(600)"
+    stays = f"import time; from latent.store import Backfill, Store\nwith Backfill(Store({place.uri!r}, {place.name!r}), 'killed'): print('here', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", stays], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "here\n"
         assert run.plan(archive.config).files_left == 6

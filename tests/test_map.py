@@ -23,15 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, Latent, words
+from latent.analysis.drift.change_report import save_report
+from latent.analysis.drift.compare_versions import drift
+from latent.analysis.projection import map_table as maps
+from latent.analysis.projection.coordinates import Plane
+from latent.errors import ConfigError, QueryError
+from latent.ingest.scan import store_of
+from latent.store import read_derived
 from test_cluster import TOPICS, corpus
-
-from pipeline.errors import ConfigError, QueryError
-from pipeline.layout import Plane
-from pipeline.space import maps
-from pipeline.space.changes import save_report
-from pipeline.space.drift import drift
-from pipeline.store import read_derived
-from pipeline.survey import store_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRAWN_BY_THE_CPU = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]

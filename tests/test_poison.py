@@ -18,15 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, HereAndNow, words
-
-from pipeline import run
-from pipeline.chunk import CHARS_A_TOKEN
-from pipeline.engine import Finished
-from pipeline.errors import REASON_CHARS, ModelError, SourceError, SpecMismatch
-from pipeline.plan import SHARD_CHARS
-from pipeline.run import embed
-from pipeline.source.documents import ID_CHARS, WORD_CHARS
-from pipeline.verify import verify
+from latent.chunking.passages import CHARS_A_TOKEN
+from latent.errors import REASON_CHARS, ModelError, SourceError, SpecMismatch
+from latent.ingest import run
+from latent.ingest.plan import SHARD_CHARS
+from latent.ingest.run import embed
+from latent.ingest.verify import verify
+from latent.sources.documents import ID_CHARS, WORD_CHARS
+from latent.workers import Finished
 
 Document = Mapping[str, object]
 FIRST, LAST = {"id": "first", "text": "w1"}, {"id": "last", "text": "w3"}

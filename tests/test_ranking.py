@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Desk, words
-
-from pipeline import Hit, Table, model, open_table, run
-from pipeline.encode import Reranker
-from pipeline.errors import ModelError, QueryError
-from pipeline.search import How
+from latent import Hit, Table, open_table
+from latent import models as model
+from latent.encoders import Reranker
+from latent.errors import ModelError, QueryError
+from latent.ingest import run
+from latent.search import How
 
 
 @pytest.fixture(scope="module")

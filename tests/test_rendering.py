@@ -19,11 +19,10 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from flows.reports import summary
-from pipeline.rendering import LineFormatter, markdown_text, printable, printable_line
-from pipeline.schema import ChunkCounts, DocumentCounts, Report
-from pipeline.serialization import to_json
+from latent.flows.reports import summary
+from latent.rendering import LineFormatter, markdown_text, printable, printable_line
+from latent.serialization import to_json
+from latent.types import ChunkCounts, DocumentCounts, Report
 
 # Format characters that show something: number signs of Arabic, Syriac and Kaithi, and what arranges hieroglyphs.
 VISIBLE_FORMATS = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD, *range(0x13430, 0x13440)}
@@ -84,7 +83,7 @@ def test_what_acts_is_shown_by_its_code_and_what_writes_stays(text: str, shown: 
 
 
 def test_a_log_line_is_one_line_whatever_it_quotes() -> None:
-    record = logging.LogRecord("pipeline", logging.INFO, "x", 1, "read %s", ("a\n12:00 forged \x1b[2J",), None)
+    record = logging.LogRecord("latent", logging.INFO, "x", 1, "read %s", ("a\n12:00 forged \x1b[2J",), None)
     assert LineFormatter("%(message)s").format(record) == "read a\\n12:00 forged \\x1b[2J"
 
 

@@ -20,13 +20,15 @@ import pytest
 from conftest import Desk, HereAndNow, Latent, words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from pipeline import run, source, store, survey
-from pipeline.errors import EngineError, Interrupted, QueryError, SourceError, SpecMismatch, TableBusy
-from pipeline.schema import RUNS
-from pipeline.status import runs
-from pipeline.store import Lease
-from pipeline.verify import verify
+from latent import sources as source
+from latent import store
+from latent.errors import EngineError, Interrupted, QueryError, SourceError, SpecMismatch, TableBusy
+from latent.ingest import run
+from latent.ingest import scan as survey
+from latent.ingest.status import runs
+from latent.ingest.verify import verify
+from latent.store import Lease
+from latent.types import RUNS
 
 
 def document(name: str, *numbers: int) -> dict[str, object]:
@@ -648,7 +650,7 @@ def test_incremental_equals_from_scratch(
     ("ray", "shards"), [("workers = 1", 64), ("workers = 10", 160), ("workers = [1, 1000]", 500), ("gpus_per_worker = 1", 64)]
 )
 def test_a_source_is_cut_into_so_many_shards_that_all_workers_have_some_to_do(desk_for, tmp_path, monkeypatch, ray, shards):
-    monkeypatch.setattr("pipeline.plan.SHARD_CHARS", (50, 10**6))
+    monkeypatch.setattr("latent.ingest.plan.SHARD_CHARS", (50, 10**6))
     desk = desk_for(tmp_path, more=f"[ray]\n{ray}\n")
     desk.write("a.jsonl", ({"id": f"d{i}", "text": words(i % 9, 1, 2, 3)} for i in range(2000)))  # 11 characters each
     planned = survey.survey(survey.scene(desk.config), "run", run.quiet).plan.shards
@@ -658,7 +660,7 @@ def test_a_source_is_cut_into_so_many_shards_that_all_workers_have_some_to_do(de
 
 
 def test_shards_on_gpus_are_larger_in_large_runs(desk_for, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.plan.SHARD_CHARS", (1, 100))
+    monkeypatch.setattr("latent.ingest.plan.SHARD_CHARS", (1, 100))
     desk = desk_for(tmp_path, more="[ray]\nworkers = 1\n")
     desk.write("a.jsonl", ({"id": f"d{i}", "text": words(i % 9, 1, 2, 3)} for i in range(2000)))
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from pipeline.config import Config, load, render
-from pipeline.errors import ConfigError, PipelineError, SourceError
-from pipeline.init import config_for
-from pipeline.sample import write_sample
-from pipeline.source import Reader, list_files, locate, metadata_schema
+from latent.config import Config, load, render
+from latent.errors import ConfigError, PipelineError, SourceError
+from latent.scaffold.config_file import config_for
+from latent.scaffold.sample_corpus import write_sample
+from latent.sources import Reader, list_files, locate, metadata_schema
 
 SECRET = "hunter2-of-this-process"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import lancedb
 import pytest
 from lancedb.index import IvfRq
-
-from pipeline import Config, load, open_table, run
-from pipeline.judgments import read_judgments, read_queries
-from pipeline.search import How
-from pipeline.search.evaluation import evaluate
-from pipeline.store import Reading, Tuning, tuning
-from pipeline.store.reading import TUNING_KEY
-from pipeline.survey import store_of
+from latent import Config, load, open_table
+from latent.evaluation.datasets import read_judgments, read_queries
+from latent.evaluation.evaluator import evaluate
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.search import How
+from latent.store import Reading, Tuning, tuning
+from latent.store.reader import TUNING_KEY
 
 # all-MiniLM-L6-v2 on SciFact, as MTEB publishes it: one vector a document, cut off at 256 tokens.
 PUBLISHED_NDCG_10, PUBLISHED_RECALL_100 = 0.64508, 0.92500

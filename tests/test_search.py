@@ -18,12 +18,12 @@ import pytest
 from conftest import Desk, Latent, save_small_model, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline import open_table, run, store
-from pipeline.cli.show import looking
-from pipeline.errors import QueryError, StoreError
-from pipeline.store.tuning import SAME, draw
-from pipeline.survey import store_of
+from latent import open_table, store
+from latent.cli.output import looking
+from latent.errors import QueryError, StoreError
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.store.tuning import SAME, draw
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def index_files(desk: Desk) -> set[str]:
 
 
 def test_where_no_index_holds_the_recall_searches_are_exact(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.tuning.NPROBES", (1,))
+    monkeypatch.setattr("latent.store.tuning.NPROBES", (1,))
     monkeypatch.setenv("LATENT_INDEX__RECALL", "1.0")
     tuning = run.maintain(large.config).tuning
     assert tuning == kept(large)
@@ -136,7 +136,7 @@ def test_new_rows_are_found_at_once_and_folded_in_without_training_or_measuring(
 
 
 def test_many_filters_at_once_from_many_threads(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.reading.PLANS_KEPT", 2)
+    monkeypatch.setattr("latent.store.reader.PLANS_KEPT", 2)
     table, before = open_table(large.config_path), sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

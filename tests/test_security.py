@@ -20,15 +20,15 @@ import torch
 from conftest import Desk, words
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from latent import open_table
+from latent.config import Config, load
+from latent.encoders import Encoder
+from latent.errors import ConfigError, ModelError, PipelineError, QueryError
+from latent.ingest import verify
+from latent.models import resolve
+from latent.sources import list_files, locate
+from latent.types import LocalModel
 from s3 import ENVIRONMENT, Proxy, S3Server
-
-from pipeline import open_table, verify
-from pipeline.config import Config, load
-from pipeline.encode import Encoder
-from pipeline.errors import ConfigError, ModelError, PipelineError, QueryError
-from pipeline.model import resolve
-from pipeline.schema import LocalModel
-from pipeline.source import list_files, locate
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -409,7 +409,7 @@ def test_a_config_and_what_is_made_of_it_show_no_secret(desk: Desk) -> None:
 
 
 def _store_of(config: Config) -> object:
-    from pipeline.survey import store_of
+    from latent.ingest.scan import store_of
 
     return store_of(config)
 
@@ -473,7 +473,7 @@ def guarded(
 def latent(desk: Desk, environment: dict[str, str], *commands: list[str]) -> bytes:
     """What commands print, one after another in one process."""
     script = (
-        "import json, sys\nfrom pipeline.cli import main\n"
+        "import json, sys\nfrom latent.cli import main\n"
         "for sys.argv in json.loads(sys.argv[1]):\n    try: main()\n    except SystemExit as end: print('exit', end.code)\n"
     )
     arguments = json.dumps([["latent", *command] for command in commands])
@@ -538,7 +538,7 @@ def _objects(port: int) -> Iterator[bytes]:
 
 LOCAL_RUN = """
 import os, sys
-from pipeline.engine import Crew, Engine
+from latent.workers import Crew, Engine
 class Worker:
     def __init__(self, claims): ...
 with Engine(Crew(most=1), Worker, 1) as engine:

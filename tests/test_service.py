@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, words
 from fastapi.testclient import TestClient
+from latent import Hit, Table, open_table
+from latent.ingest import run
+from latent.monitoring.exposition import shown_at
+from latent.search.http_server import service
 from prometheus_client import CollectorRegistry
-
-from pipeline import Hit, Table, open_table, run
-from pipeline.exposition import shown_at
-from pipeline.service import service
 
 LATENT = Path(sys.executable).with_name("latent")
 
@@ -292,7 +292,7 @@ def test_the_description_loads_nothing_from_elsewhere(client: httpx.Client) -> N
 
 
 def test_each_request_has_an_id_and_a_line_in_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "pipeline.access")
+    caplog.set_level("INFO", "latent.access")
     with TestClient(service(open_table(desk.config_path), token="sesame")) as asking:
         headers = {"authorization": "Bearer sesame", "x-request-id": "mine-7"}
         named = asking.post("/search?q=asked", json={"query": "w101 private"}, headers=headers)
@@ -300,7 +300,7 @@ def test_each_request_has_an_id_and_a_line_in_the_log(desk: Desk, caplog: pytest
         refused = asking.post("/search", json={"query": "w101"})
     assert named.headers["x-request-id"] == "mine-7"
     assert re.fullmatch("[0-9a-f]{32}", other.headers["x-request-id"])
-    lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.access"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "latent.access"]
     assert re.fullmatch(r"POST /search 200 \d+\.\d ms mine-7", lines[0])
     assert lines[1].startswith("GET /healthz 200 ")
     assert lines[2].startswith("POST /search 401 ")

@@ -16,17 +16,20 @@ import pytest
 from conftest import Desk, HereAndNow, words
 from lance.commit import CommitConflictError
 from lancedb.index import BTree
-
-from pipeline import run, store
-from pipeline.engine import Casualty, Finished
-from pipeline.errors import Interrupted, QueryError, StoreError, TableBusy
-from pipeline.schema import QUARANTINE, Shard
-from pipeline.status import status
-from pipeline.store import Change, Lease, Store, courtesy, history, leftovers, sole_writer, tables
-from pipeline.store import commits as raw
-from pipeline.store import lease as leases
-from pipeline.survey import store_of
-from pipeline.verify import verify
+from latent import store
+from latent.errors import Interrupted, QueryError, StoreError, TableBusy
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.ingest.status import status
+from latent.ingest.verify import verify
+from latent.store import Change, Lease, Store, leftovers, sole_writer
+from latent.store import backfill_lock as courtesy
+from latent.store import commits as raw
+from latent.store import dataset as tables
+from latent.store import lease as leases
+from latent.store import versions as history
+from latent.types import QUARANTINE, Shard
+from latent.workers import Casualty, Finished
 
 
 def document(name: str, *numbers: int) -> dict[str, object]:
@@ -270,7 +273,7 @@ def test_a_file_is_never_recorded_before_its_documents_are_in_the_table_or_in_qu
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "COMMIT_S", 0.0)
-    monkeypatch.setattr("pipeline.plan.SHARD_DOCUMENTS", 1)
+    monkeypatch.setattr("latent.ingest.plan.SHARD_DOCUMENTS", 1)
     for name in "abc":
         desk.write(f"{name}.jsonl", [document(f"{name}{i}", i + 1) for i in range(3)] + [{"id": f"{name}9", "text": ""}])
     desk.embed()

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline.source.values import convert
+from latent.sources.values import convert
 
 UTC = dt.UTC
 SCALARS = [

@@ -10,11 +10,10 @@ import pytest
 from conftest import Desk, Latent, words
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from pipeline import Table, open_table
-from pipeline.directions import combined, way
-from pipeline.errors import QueryError, SourceError
-from pipeline.space.ways import analogies, between
+from latent import Table, open_table
+from latent.analysis.analogies import analogies, between
+from latent.errors import QueryError, SourceError
+from latent.search.vector_arithmetic import combined, way
 
 
 def unit(seed: int, dim: int) -> np.ndarray:

@@ -15,14 +15,14 @@ import pytest
 from conftest import Desk, HereAndNow, words
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline import open_table, run, store
-from pipeline.engine import Casualty, Finished
-from pipeline.errors import QueryError, StoreError
-from pipeline.schema import Shard
-from pipeline.store.folding import folded, index_form, query_form
-from pipeline.survey import store_of
-from pipeline.verify import verify
+from latent import open_table, store
+from latent.errors import QueryError, StoreError
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.ingest.verify import verify
+from latent.store.folding import folded, index_form, query_form
+from latent.types import Shard
+from latent.workers import Casualty, Finished
 
 TEXTS = {
     "zh": "清华大学计算机科学与技术系的研究人员发表了关于机器学习的论文。",
@@ -200,7 +200,7 @@ def test_words_are_found_before_there_is_an_index(desk: Desk) -> None:
 
 
 def test_too_many_rows_without_an_index_are_refused_with_what_helps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.reading.FLAT_ROWS", 1)
+    monkeypatch.setattr("latent.store.reader.FLAT_ROWS", 1)
     desk.write("a.jsonl", [{"id": str(i), "text": f"river {words(i)}"} for i in range(3)])
     desk.embed()
     with pytest.raises(
@@ -235,7 +235,7 @@ def test_a_first_run_indexes_words_as_it_commits(desk: Desk, monkeypatch: pytest
 def test_a_run_commits_while_its_words_are_indexed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index of millions of rows takes minutes: workers would wait for work, and nobody would watch Ray."""
     monkeypatch.setattr(run, "COMMIT_S", 0.0)
-    monkeypatch.setattr("pipeline.plan.SHARD_DOCUMENTS", 1)
+    monkeypatch.setattr("latent.ingest.plan.SHARD_DOCUMENTS", 1)
     desk.write("a.jsonl", [{"id": str(i), "text": f"crème {words(i)}"} for i in range(4)])
     committed, index = threading.Event(), lance.LanceDataset.create_index_uncommitted
 

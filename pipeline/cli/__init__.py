@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 
-from pipeline import interruption
+from latent import interruption
 
 
 def main() -> None:
@@ -35,10 +35,10 @@ def main() -> None:
 
 
 def _run(*, as_json: bool) -> None:
-    from pipeline.cli import keep, retrieve, space  # noqa: F401  they register their commands
-    from pipeline.cli.app import TRACEBACK, call, unexpected
-    from pipeline.cli.show import failed
-    from pipeline.errors import PipelineError
+    from latent.cli import analysis, search, table  # noqa: F401  they register their commands
+    from latent.cli.app import TRACEBACK, call, unexpected
+    from latent.cli.output import failed
+    from latent.errors import PipelineError
 
     try:
         code = call(sys.argv[1:])

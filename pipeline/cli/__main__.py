@@ -1,5 +1,5 @@
-"""`python -m pipeline.cli`: the `latent` script where it is not installed."""
+"""`python -m latent.cli`: the `latent` script where it is not installed."""
 
-from pipeline.cli import main
+from latent.cli import main
 
 main()

@@ -1,6 +1,6 @@
 """Retrieval: a query in words → the passages that answer it.
 
-    from pipeline import open_table
+    from latent import open_table
     open_table("config.toml").search("how do I parse a date", k=10, mode="hybrid")
 
 What a score is depends on the way of searching; higher is better, and scores of one way compare with each other:
@@ -13,7 +13,7 @@ What a score is depends on the way of searching; higher is better, and scores of
 `table` opens and searches; `ranking` orders what was found; `hit` is what a caller gets.
 """
 
-from pipeline.search.hit import Hit
-from pipeline.search.table import How, Table, open_table
+from latent.search.results import Hit
+from latent.search.searcher import How, Table, open_table
 
 __all__ = ["Hit", "How", "Table", "open_table"]

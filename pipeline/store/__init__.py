@@ -21,32 +21,12 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before they are imported: they warn of empty parts of indexes and the like
 os.environ.setdefault("LANCEDB_LOG", "error")
 
-from pipeline.store.backup import Backup, back_up
-from pipeline.store.columns import adapt, metadata_fields, source_of
-from pipeline.store.commits import Change, Commit, commit, vectors_of, write_fragments
-from pipeline.store.conditions import Condition
-from pipeline.store.courtesy import Backfill, Migrating, backfilling_since, is_paused, pause
-from pipeline.store.derived import (
-    Codes,
-    Worked,
-    batches,
-    check_derived,
-    drawn,
-    read_codes,
-    read_derived,
-    rows_at,
-    same_rows,
-    spared_of,
-    write_codes,
-    write_derived,
-)
-from pipeline.store.failures import lance_errors
-from pipeline.store.history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
-from pipeline.store.indexes import Index, indexes, missed_by_indexes, update_indexes
-from pipeline.store.lease import Lease, new_run_id
-from pipeline.store.ownership import Side, Store
-from pipeline.store.reading import FEW_ROWS, RESCORED, Reading, Tuning, matrix, read_tuning
-from pipeline.store.tables import (
+from latent.store.backfill_lock import Backfill, Migrating, backfilling_since, is_paused, pause
+from latent.store.backup import Backup, back_up
+from latent.store.columns import adapt, metadata_fields, source_of
+from latent.store.commits import Change, Commit, commit, vectors_of, write_fragments
+from latent.store.conditions import Condition
+from latent.store.dataset import (
     Asking,
     State,
     asking_of,
@@ -60,8 +40,28 @@ from pipeline.store.tables import (
     write_canary,
     write_runs,
 )
-from pipeline.store.word_index import WordIndexing
-from pipeline.store.words import Words
+from latent.store.derived import (
+    Codes,
+    Worked,
+    batches,
+    check_derived,
+    drawn,
+    read_codes,
+    read_derived,
+    rows_at,
+    same_rows,
+    spared_of,
+    write_codes,
+    write_derived,
+)
+from latent.store.failures import lance_errors
+from latent.store.full_text_index import WordIndexing
+from latent.store.full_text_settings import Words
+from latent.store.indexes import Index, indexes, missed_by_indexes, update_indexes
+from latent.store.lease import Lease, new_run_id
+from latent.store.ownership import Side, Store
+from latent.store.reader import FEW_ROWS, RESCORED, Reading, Tuning, matrix, read_tuning
+from latent.store.versions import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 
 __all__ = [
     "FEW_ROWS",

@@ -18,12 +18,11 @@ from functools import partial
 from pathlib import Path
 
 from lance.file import LanceFileSession
+from latent.errors import ForeignTable, StoreError
+from latent.store.failures import lance_errors
+from latent.store.ownership import DERIVED, SIDES, Derived, Side, Store, identity_of, mark_of
 
-from pipeline.errors import ForeignTable, StoreError
-from pipeline.store.failures import lance_errors
-from pipeline.store.ownership import DERIVED, SIDES, Derived, Side, Store, identity_of, mark_of
-
-log = logging.getLogger("pipeline")
+log = logging.getLogger("latent")
 MANIFESTS, TAGS = "_versions/", "_refs/"
 NEWEST_FIRST = 20  # digits of a manifest's name that counts down from the largest number
 PASSES = 3  # where `maintain` removes files meanwhile

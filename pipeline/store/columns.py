@@ -12,16 +12,15 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 from lance import LanceDataset, LanceOperation
+from latent.errors import SpecMismatch, StoreError, TableBusy, shown
+from latent.store.commits import ATTEMPTS, MESSAGE, PAUSE_S, make_version, refuse_foreign
+from latent.store.dataset import SOURCE_KEY
+from latent.store.failures import lance_errors
+from latent.store.lease import Lease
+from latent.store.ownership import Store
+from latent.types import COLUMN_KEY, OWN_COLUMNS, is_owned, owned
 
-from pipeline.errors import SpecMismatch, StoreError, TableBusy, shown
-from pipeline.schema import COLUMN_KEY, OWN_COLUMNS, is_owned, owned
-from pipeline.store.commits import ATTEMPTS, MESSAGE, PAUSE_S, make_version, refuse_foreign
-from pipeline.store.failures import lance_errors
-from pipeline.store.lease import Lease
-from pipeline.store.ownership import Store
-from pipeline.store.tables import SOURCE_KEY
-
-log = logging.getLogger("pipeline")
+log = logging.getLogger("latent")
 
 
 def source_of(store: Store) -> str | None:

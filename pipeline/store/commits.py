@@ -14,15 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance import LanceDataset, LanceOperation, Transaction
 from lance.fragment import FragmentMetadata
+from latent.errors import StoreError
+from latent.store.dataset import named, naming, write_side
+from latent.store.failures import lance_errors
+from latent.store.lease import Lease
+from latent.store.ownership import Side, Store
+from latent.types import digest
 
-from pipeline.errors import StoreError
-from pipeline.schema import digest
-from pipeline.store.failures import lance_errors
-from pipeline.store.lease import Lease
-from pipeline.store.ownership import Side, Store
-from pipeline.store.tables import named, naming, write_side
-
-log = logging.getLogger("pipeline")
+log = logging.getLogger("latent")
 ATTEMPTS = 5  # at a commit whose fate is not known, or that conflicts: under the lease, with an index build by another program
 PAUSE_S = 0.2  # before the second attempt, twice as long before each that follows
 MESSAGE = "lance.commit.message"

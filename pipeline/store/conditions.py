@@ -15,8 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as t
-
-from pipeline.errors import QueryError
+from latent.errors import QueryError
 
 # SQL; or column → what it may hold:
 #   a value            equal to it; on a list column: holds it        {"kind": "method", "tags": "hr"}

@@ -11,14 +11,13 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from pipeline import codec as codecs
-from pipeline.codec import Codec
-from pipeline.errors import StoreError
-from pipeline.store.failures import lance_errors
-from pipeline.store.lease import Lease, new_run_id
-from pipeline.store.ownership import Derived, Store, identity_of, marked
-from pipeline.store.tables import create_runs
+from latent.errors import StoreError
+from latent.store import codec as codecs
+from latent.store.codec import Codec
+from latent.store.dataset import create_runs
+from latent.store.failures import lance_errors
+from latent.store.lease import Lease, new_run_id
+from latent.store.ownership import Derived, Store, identity_of, marked
 
 TOLD_KEY = b"latent.told"
 CODES_AT_ONCE = 1 << 16

@@ -6,8 +6,8 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from pipeline import interruption
-from pipeline.errors import StoreError
+from latent import interruption
+from latent.errors import StoreError
 
 NOISE = re.compile(
     r",? ?/\S*\.rs:\d+.*| \(\d+ bytes, LANCE_[^)]*\)|lance error: |LanceError\(IO\): |Generic N/A error: |Wrapped error: |(?<=//)[^/@\s]*@"

@@ -30,13 +30,12 @@ from typing import Self
 
 from lance import LanceDataset, LanceOperation, Transaction
 from lance.commit import CommitConflictError
+from latent.errors import StoreError, TableBusy
+from latent.store.dataset import drop_versions, opened_runs
+from latent.store.failures import lance_errors
+from latent.store.ownership import Store
 
-from pipeline.errors import StoreError, TableBusy
-from pipeline.store.failures import lance_errors
-from pipeline.store.ownership import Store
-from pipeline.store.tables import drop_versions, opened_runs
-
-log = logging.getLogger("pipeline")
+log = logging.getLogger("latent")
 KEY = "latent.lease"
 WAITING = "latent.waiting"  # who wants the lease of a holder that gives way
 PASS_S = 600.0  # so long is waited for a holder that gives way: it finishes what is in hand, and commits

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 import lance
 import numpy as np
-
-from pipeline.schema import SCORE
-from pipeline.store.reading import Reading, Tuning, matrix
+from latent.store.reader import Reading, Tuning, matrix
+from latent.types import SCORE
 
 QUERIES = 200
 FIRST = 50  # after so many it shows where an effort is hopeless

@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from latent import load, open_table
+from latent.evaluation.datasets import read_judgments, read_queries
+from latent.evaluation.evaluator import evaluate
+from latent.ingest import run
+from latent.search import How
 from test_scifact import look_through_an_index
-
-from pipeline import load, open_table, run
-from pipeline.judgments import read_judgments, read_queries
-from pipeline.search import How
-from pipeline.search.evaluation import evaluate
 
 SETTINGS = """[source]
 uri = "{collection}/corpus.parquet"

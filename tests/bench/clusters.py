@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from latent import load
+from latent.analysis.clustering.cluster_table import cluster
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.store import matrix
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import v_measure_score
-
-from pipeline import load, run
-from pipeline.space.clusters import cluster
-from pipeline.store import matrix
-from pipeline.survey import store_of
 
 COLLECTION = Path(__file__).parents[3] / "shared/data/20newsgroups"
 CORPORA = {  # table → file, text, metadata

@@ -22,10 +22,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 import numpy as np
-
-from pipeline import load, plan, run, store
-from pipeline.engine import Casualty, Engine, Finished
-from pipeline.schema import Receipt, Shard
+from latent import load, store
+from latent.ingest import plan, run
+from latent.types import Receipt, Shard
+from latent.workers import Casualty, Engine, Finished
 
 DIM = 384
 DOCUMENTS = 20  # a shard
@@ -42,13 +42,13 @@ class Random:
         self.loss = None
 
     def prepare(self, texts: list[str]) -> Any:
-        from pipeline.encode import Prepared
+        from latent.encoders import Prepared
 
         lengths = [len(text.split()) + 2 for text in texts]
         return Prepared(texts, np.zeros(sum(lengths), np.int32), np.cumsum([0, *lengths]), {})
 
     def attempt(self, given: Any) -> Any:
-        from pipeline.encode import Encoded
+        from latent.encoders import Encoded
 
         vectors = self._numbers.standard_normal((len(given.texts), DIM), np.float32)
         return Encoded(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), {})
@@ -58,8 +58,8 @@ class Host:
     """A process that is many workers."""
 
     def __init__(self, make: Any, seconds: float) -> None:
-        from pipeline import worker
-        from pipeline.engine.claims import RemoteClaims
+        from latent.ingest import worker
+        from latent.workers.dedup import RemoteClaims
 
         worker.Encoder = Random
         self._worker, self._seconds = make(RemoteClaims()), seconds
@@ -85,9 +85,8 @@ class Crowd(Engine):
 
     def _hire(self) -> None:
         import ray
-
-        from pipeline.engine.claims import CLAIMS, Book
-        from pipeline.engine.engine import _Seat
+        from latent.workers.dedup import CLAIMS, Book
+        from latent.workers.pool import _Seat
 
         self._claims = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
         host = ray.remote(Host).options(num_cpus=0, max_concurrency=4 * self.seats)

@@ -16,11 +16,10 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from pipeline import load
-from pipeline.config import Config
-from pipeline.space.drift import Drift, drift
-from pipeline.survey import store_of
+from latent import load
+from latent.analysis.drift.compare_versions import Drift, drift
+from latent.config import Config
+from latent.ingest.scan import store_of
 
 TRIES = 20
 FOREIGN = 0.05

@@ -25,9 +25,8 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import numpy as np
 from corpora import MODEL, corpora, tokenizer
+from latent.models import resolve
 from report import kept, print_table
-
-from pipeline.model import resolve
 
 SIZES = {"short": 24_000, "passages": 1_600, "mixed": 4_000}  # documents: a minute or so of the script on 2 cores
 FILE_DOCUMENTS = 1_000
@@ -83,7 +82,7 @@ def latent(precision: str) -> Callable[..., list[str]]:
         (folder / "config.toml").write_text(
             f'[source]\nuri = "src/*.jsonl"\n[chunk]\ntokens = "truncate"\n[model]\nprecision = "{precision}"\n[table]\nuri = "table"\n'
         )
-        return [sys.executable, "-m", "pipeline.cli", what, "--json", "--config", str(folder / "config.toml")]
+        return [sys.executable, "-m", "latent.cli", what, "--json", "--config", str(folder / "config.toml")]
 
     return command
 

@@ -19,10 +19,10 @@ import lance
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import Desk, HereAndNow, save_small_model, words
-
-from pipeline import run
-from pipeline.store import Lease, history, lease
-from pipeline.survey import store_of
+from latent.ingest import run
+from latent.ingest.scan import store_of
+from latent.store import Lease, lease
+from latent.store import versions as history
 
 
 def main(renewals: int) -> None:

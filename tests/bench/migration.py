@@ -19,8 +19,7 @@ from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
-
-from pipeline import Table, open_table
+from latent import Table, open_table
 
 LATENT = str(Path(sys.executable).with_name("latent"))
 SETTINGS = '[source]\nuri = "src/*.jsonl"\ntext = ["title", "text"]\n'

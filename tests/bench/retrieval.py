@@ -97,7 +97,7 @@ def run(desk: Path, *command: str) -> str:
 
 
 def tell_recall(desk: Path, queries: list[str]) -> None:
-    from pipeline import open_table
+    from latent import open_table
 
     table = open_table(desk / "config.toml")
     vectors = table.encode_queries(queries)

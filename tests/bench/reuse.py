@@ -23,10 +23,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 import pyarrow as pa
-
-from pipeline import load, run
-from pipeline.engine import Engine
-from pipeline.worker import Worker, _Made
+from latent import load
+from latent.ingest import run
+from latent.ingest.worker import Worker, _Made
+from latent.workers import Engine
 
 
 class Forgetful(Worker):

@@ -21,10 +21,9 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import lance
 import numpy as np
 import pyarrow as pa
-
-from pipeline.schema import FILES, HELD
-from pipeline.source import list_files, locate
-from pipeline.store.tables import Store, write_side
+from latent.sources import list_files, locate
+from latent.store.dataset import Store, write_side
+from latent.types import FILES, HELD
 
 # The corpus that is reckoned with.
 PASSAGE_TOKENS = 200
@@ -37,9 +36,9 @@ NIGHT_SHARE = 0.001  # of the documents change in a night
 CORE_TOKENS = 3_000  # a second, float32 on one core: make bench, passages
 INT8_TIMES = 2.2  # as many in 8 bits: make bench, passages
 GPU_PASSAGES = 2_500  # a second on an A100: published for sentence-transformers, not measured by us
-SHARD_TOKENS = {"cpu": 250_000, "gpu": 8_000_000}  # at most: pipeline/plan.py
+SHARD_TOKENS = {"cpu": 250_000, "gpu": 8_000_000}  # at most: pipeline/ingest/plan.py
 DRIVER_SHARDS = 409  # a second: tests/bench/crew.py
-COMMIT_S = 20.0  # pipeline/run.py
+COMMIT_S = 20.0  # pipeline/ingest/run.py
 DRIVER_BYTES = 222  # a document: tests/bench/memory.py 20000 200000, 40 MB for 180,000
 INDEX_S = 140e-6  # a row, on two cores: tests/bench/nightly.py, the first maintenance of 1,000,000
 MERGED_ROWS = 1 << 20  # of a fragment, when maintenance has merged it

@@ -29,9 +29,8 @@ from typing import Any, Self
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import numpy as np
 from corpora import MODEL, corpora, tokenizer
+from latent.models import resolve
 from report import kept, print_table
-
-from pipeline.model import resolve
 
 SIZES = {"short": 2000, "passages": 100, "mixed": 300}  # texts: some 5 s of the slowest on 2 cores
 Encode = Callable[[list[str]], np.ndarray]
@@ -104,7 +103,7 @@ def onnx(threads: int) -> Encode:
 
 
 def ours(threads: int, precision: str = "auto") -> Encode:
-    from pipeline.encode import Encoder
+    from latent.encoders import Encoder
 
     return Encoder(resolve(MODEL), device="cpu", threads=threads, precision=precision).encode
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from conftest import HereAndNow, words
 from lan import COMMON
+from latent.config import load
+from latent.ingest import run
+from latent.ingest import scan as survey
+from latent.ingest.verify import verify
 from nodes import DRIVER, HEAD, HEAD_ADDRESS, NODES, STORE_ADDRESS, Cluster, Run, put, wait_until
 from picture import Picture, difference, picture
-
-from pipeline import run, survey
-from pipeline.config import load
-from pipeline.verify import verify
 
 FILES, DOCUMENTS = 9, 450  # some 110 shards of 64 kB
 SLOW_S, SLOWER_S, FAST_S = 1.5, 8.0, 0.2  # what the store takes for a fragment; patience with it ends after 20 s

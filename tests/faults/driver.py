@@ -48,49 +48,49 @@ class Point:
 
 
 POINTS = {
-    "listed": Point("pipeline.source", "list_files", "after"),
-    "mid-read": Point("pipeline.source.documents", "_document", "before"),
+    "listed": Point("latent.sources", "list_files", "after"),
+    "mid-read": Point("latent.sources.documents", "_document", "before"),
     "tables made": Point("lance", "write_dataset", "after"),
     "mid-making": Point("lance", "write_dataset", "within", "*.lance/*"),
-    "mid-lease": Point("pipeline.store.lease:Lease", "_take", "within", "*.runs.lance/_*"),
-    "leased": Point("pipeline.store.lease:Lease", "_take", "after"),
-    "fenced": Point("pipeline.store.history", "fence", "after"),
-    "run noted": Point("pipeline.store", "write_runs", "after"),
-    "encoded": Point("pipeline.encode:Encoder", "attempt", "after"),
-    "mid-fragment": Point("pipeline.worker", "write_fragments", "within", "*.lance/data"),
-    "fragment written": Point("pipeline.worker", "write_fragments", "after"),
-    "mid-receipt": Point("pipeline.ledger:Ledger", "take", "within"),
-    "receipt told": Point("pipeline.ledger:log", "info", "after"),
-    "before commit": Point("pipeline.store", "commit", "before"),
-    "mid-sides": Point("pipeline.store.commits", "write_side", "within", "*.lance/_*"),
-    "sides written": Point("pipeline.store.commits", "write_side", "after"),
-    "commit checked": Point("pipeline.store.commits", "make_version", "before"),
-    "mid-commit: transaction": Point("pipeline.store.commits", "make_version", "within", "*.lance/_transactions"),
-    "mid-commit: version": Point("pipeline.store.commits", "make_version", "within", "*.lance/_versions"),
-    "mid-commit: any instant": Point("pipeline.store.commits", "make_version", "within"),
-    "committed": Point("pipeline.store.commits", "make_version", "after"),
-    "all committed": Point("pipeline.store", "write_runs", "before"),
-    "lease to give back": Point("pipeline.store.lease:Lease", "__exit__", "before"),
-    "orphans listed": Point("pipeline.store", "leftovers", "after"),
-    "before compaction": Point("pipeline.store", "update_indexes", "before"),
-    "mid-index": Point("pipeline.store", "update_indexes", "within", "*.lance/_indices"),
-    "mid-compaction": Point("pipeline.store", "update_indexes", "within", "*.lance/data"),
-    "compacted": Point("pipeline.store", "update_indexes", "after"),
-    "mid-clean-up": Point("pipeline.store", "clean_up", "within", "*.lance/*"),
+    "mid-lease": Point("latent.store.lease:Lease", "_take", "within", "*.runs.lance/_*"),
+    "leased": Point("latent.store.lease:Lease", "_take", "after"),
+    "fenced": Point("latent.store.versions", "fence", "after"),
+    "run noted": Point("latent.store", "write_runs", "after"),
+    "encoded": Point("latent.encoders:Encoder", "attempt", "after"),
+    "mid-fragment": Point("latent.ingest.worker", "write_fragments", "within", "*.lance/data"),
+    "fragment written": Point("latent.ingest.worker", "write_fragments", "after"),
+    "mid-receipt": Point("latent.ingest.tracker:Ledger", "take", "within"),
+    "receipt told": Point("latent.ingest.tracker:log", "info", "after"),
+    "before commit": Point("latent.store", "commit", "before"),
+    "mid-sides": Point("latent.store.commits", "write_side", "within", "*.lance/_*"),
+    "sides written": Point("latent.store.commits", "write_side", "after"),
+    "commit checked": Point("latent.store.commits", "make_version", "before"),
+    "mid-commit: transaction": Point("latent.store.commits", "make_version", "within", "*.lance/_transactions"),
+    "mid-commit: version": Point("latent.store.commits", "make_version", "within", "*.lance/_versions"),
+    "mid-commit: any instant": Point("latent.store.commits", "make_version", "within"),
+    "committed": Point("latent.store.commits", "make_version", "after"),
+    "all committed": Point("latent.store", "write_runs", "before"),
+    "lease to give back": Point("latent.store.lease:Lease", "__exit__", "before"),
+    "orphans listed": Point("latent.store", "leftovers", "after"),
+    "before compaction": Point("latent.store", "update_indexes", "before"),
+    "mid-index": Point("latent.store", "update_indexes", "within", "*.lance/_indices"),
+    "mid-compaction": Point("latent.store", "update_indexes", "within", "*.lance/data"),
+    "compacted": Point("latent.store", "update_indexes", "after"),
+    "mid-clean-up": Point("latent.store", "clean_up", "within", "*.lance/*"),
     "versions dropped": Point("lance:LanceDataset", "cleanup_old_versions", "after"),
     "orphan removed": Point("lance.file:LanceFileSession", "delete_file", "after"),
-    "before restore": Point("pipeline.store", "restore", "before"),
-    "fence or restore: sides": Point("pipeline.store.history", "write_side", "after"),
-    "fence or restore: checked": Point("pipeline.store.history", "make_version", "before"),
-    "fence or restore: version": Point("pipeline.store.history", "make_version", "within", "*.lance/_versions"),
-    "fence or restore: any instant": Point("pipeline.store.history", "make_version", "within"),
-    "restored": Point("pipeline.store", "restore", "after"),
-    "both compared": Point("pipeline.migrate", "evaluate", "after"),
-    "before switch": Point("pipeline.store", "switch", "before"),
-    "mid-switch: rows": Point("pipeline.store", "switch", "within", "*.lance/data"),
-    "mid-switch: version": Point("pipeline.store", "switch", "within", "*.lance/_versions"),
-    "switched": Point("pipeline.store", "switch", "after"),
-    "mid-drop": Point("pipeline.store", "drop", "within", "*.lance/data"),
+    "before restore": Point("latent.store", "restore", "before"),
+    "fence or restore: sides": Point("latent.store.versions", "write_side", "after"),
+    "fence or restore: checked": Point("latent.store.versions", "make_version", "before"),
+    "fence or restore: version": Point("latent.store.versions", "make_version", "within", "*.lance/_versions"),
+    "fence or restore: any instant": Point("latent.store.versions", "make_version", "within"),
+    "restored": Point("latent.store", "restore", "after"),
+    "both compared": Point("latent.migration", "evaluate", "after"),
+    "before switch": Point("latent.store", "switch", "before"),
+    "mid-switch: rows": Point("latent.store", "switch", "within", "*.lance/data"),
+    "mid-switch: version": Point("latent.store", "switch", "within", "*.lance/_versions"),
+    "switched": Point("latent.store", "switch", "after"),
+    "mid-drop": Point("latent.store", "drop", "within", "*.lance/data"),
 }
 
 
@@ -185,7 +185,7 @@ def do(errand: Errand) -> None:
         signal.signal(stop, signal.default_int_handler)
     os.environ["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:3])  # for Ray's workers
     os.environ["LATENT_RAY__WORKERS"] = str(errand.workers)
-    from pipeline.errors import Interrupted, PipelineError
+    from latent.errors import Interrupted, PipelineError
 
     _condition(errand)
     in_worker = errand.engine == "ray" and errand.victim == "worker"
@@ -208,8 +208,9 @@ def do(errand: Errand) -> None:
 
 def _condition(errand: Errand) -> None:
     """Small shards, many commits, a short lease, a wrong clock: so that a small table in a short time sees what a large one does in a month."""
-    from pipeline import plan, run
-    from pipeline.store import history, lease
+    from latent.ingest import plan, run
+    from latent.store import lease
+    from latent.store import versions as history
 
     logging.basicConfig(level=logging.ERROR)
     plan.SHARD_DOCUMENTS, run.COMMIT_S = errand.shard_documents, errand.commit_s
@@ -224,10 +225,10 @@ def _condition(errand: Errand) -> None:
 
 def _command(errand: Errand) -> None:
     from conftest import HereAndNow
-
-    from pipeline import migrate, run
-    from pipeline.config import load
-    from pipeline.engine import Engine
+    from latent import migration as migrate
+    from latent.config import load
+    from latent.ingest import run
+    from latent.workers import Engine
 
     def with_ray(crew: Any, make_worker: Any, shards: int) -> Engine:
         return Engine(crew, functools.partial(sabotaged, errand, make_worker), shards)

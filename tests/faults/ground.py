@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import words
 from driver import Child, Errand
+from latent.config import load
+from latent.ingest.scan import store_of
+from latent.store import Store
 from picture import COLUMNS, Picture, picture
-
-from pipeline.config import load
-from pipeline.store import Store
-from pipeline.survey import store_of
 
 Document = dict[str, object]
 Revision = Mapping[str, list[Document]]

@@ -1,4 +1,4 @@
-"""`make faults`: the promise of `pipeline.store`, tried by killing what writes, some hundreds of times, and by letting two writers meet."""
+"""`make faults`: the promise of `latent.store`, tried by killing what writes, some hundreds of times, and by letting two writers meet."""
 
 from __future__ import annotations
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import lancedb
 import numpy as np
 import pyarrow as pa
-
-from pipeline.plan import DUPLICATE
-from pipeline.store import Store
-from pipeline.store.tables import named, read_side
+from latent.ingest.plan import DUPLICATE
+from latent.store import Store
+from latent.store.dataset import named, read_side
 
 COLUMNS = ["chunk_id", "chunk_index", "text", "n", "source_file", "char_start", "char_end", "chunk_hash", "doc_hash"]
 WITHIN = 1e-5  # how far a number of a vector may be from the clean run's

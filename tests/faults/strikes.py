@@ -1,4 +1,4 @@
-"""Blows to a run, and what is left of the table after them: the promise of `pipeline.store`, tried.
+"""Blows to a run, and what is left of the table after them: the promise of `latent.store`, tried.
 
 A round: a table on its way from revision A to B; a process that is struck down on it, once or several times; in half of the rounds clean-up of what it
 left; then the run again, to its end. The table must now be the clean run's, and a reader must never have seen anything but whole documents.
@@ -19,12 +19,12 @@ from typing import Literal
 
 from driver import POINTS, Child, Errand
 from ground import Ground, store
+from latent.config import load
+from latent.ingest import run
+from latent.ingest import scan as survey
+from latent.ingest.verify import verify
 from picture import Picture, difference, picture, unnamed_files
 from reader import Findings, Reader
-
-from pipeline import run, survey
-from pipeline.config import load
-from pipeline.verify import verify
 
 Command = Literal["run", "maintain", "rollback", "migrate"]
 Victim = Literal["driver", "worker", "node"]

@@ -1,4 +1,4 @@
-"""The promise of `pipeline.store`, tried by killing and stopping what writes: the short version of `make faults`."""
+"""The promise of `latent.store`, tried by killing and stopping what writes: the short version of `make faults`."""
 
 from __future__ import annotations
 

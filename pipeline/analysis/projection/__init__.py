@@ -1,0 +1,4 @@
+"""Draw passages on a plane.
+
+`coordinates` wraps UMAP; `map_table` writes pictures and pages.
+"""

@@ -1,0 +1,1 @@
+"""Write a first config and the sample corpus."""
