@@ -24,11 +24,11 @@ from typing import Any
 
 from latent.config import Config, hand_down
 from latent.flows.prefect_server import PORT, configured_server, local_server
-from latent.ingest.scan import OnProgress, store_of
+from latent.ingest.resolve import store_of
 from latent.ingest.status import figures
 from latent.monitoring import metrics
 from latent.monitoring.exposition import shown_at
-from latent.types import Report
+from latent.types import OnProgress, Report
 
 __all__ = ["Served", "configured_server", "embed_as_flow", "serve"]
 
@@ -51,9 +51,10 @@ def embed_as_flow(
     # The terminal has the bars and the one line of an error; Prefect's own log is on the flow run's page.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with local_server(config.parent):
+        from prefect.logging.handlers import APILogHandler
+
         from latent.flows import embed as flows_of_the_table
         from latent.flows.observability import watcher
-        from prefect.logging.handlers import APILogHandler
 
         token = watcher.set(on_progress)
         try:

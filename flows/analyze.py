@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+
 from latent.analysis.report import Analysis
 from latent.analysis.report import analyze as use_case
 from latent.config import load
 from latent.flows.observability import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
 from latent.flows.retries import SHORT_S, missed, patient
 from latent.rendering import markdown_text
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State
 
 TOPICS, STRANGEST = 15, 10  # told of
 

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
-from latent.config import Config, load
-from latent.errors import ConfigError, EngineError, PipelineError, shown
-from latent.flows.analyze import analyze
-from latent.flows.embed import backfill, embed, maintain, nightly
-from latent.flows.evaluate import evaluate
-from latent.flows.prefect_server import HEARTBEAT, configured_server, on_loopback, require_answer
 from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy as Strategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
+
+from latent.config import Config, load
+from latent.errors import ConfigError, EngineError, PipelineError, shown
+from latent.flows.analyze import analyze
+from latent.flows.embed import backfill, embed, maintain, nightly
+from latent.flows.evaluate import evaluate
+from latent.flows.prefect_server import HEARTBEAT, configured_server, on_loopback, require_answer
 
 # One run at a time of each, for each table. A run that comes while another is under way is cancelled, not queued: the next one sees all changes
 # anyway. A backfill may be of another source, so it waits for its turn.

@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from latent import interruption
-from latent.config import load
-from latent.flows.observability import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
-from latent.flows.reports import QUARANTINE_SHARE, maintenance, quarantined_share, summary
-from latent.flows.retries import BACKFILL_S, NIGHT_S, SHORT_S, missed, patient
-from latent.flows.terminal_states import close
-from latent.ingest import run
-from latent.ingest.run import Maintained
-from latent.ingest.scan import store_of
-from latent.store import read_tuning
-from latent.types import Report
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
+
+from latent import interruption
+from latent.config import load
+from latent.flows.observability import artifact_key, logs_to_prefect, progress_artifact, run_name, tell
+from latent.flows.reports import QUARANTINE_SHARE, maintenance_summary, quarantined_share, summary
+from latent.flows.retries import BACKFILL_S, NIGHT_S, SHORT_S, missed, patient
+from latent.flows.terminal_states import close
+from latent.ingest import backfill as low_priority
+from latent.ingest import maintenance, run
+from latent.ingest.maintenance import Maintained
+from latent.ingest.resolve import store_of
+from latent.store import read_tuning
+from latent.types import Report
 
 ENDINGS: dict[str, Any] = {"on_failure": [close], "on_cancellation": [close], "on_crashed": [close]}
 
@@ -36,7 +38,7 @@ def embed_table(
     backfill: bool = False,
 ) -> Report:
     """The use-case, or that with a backfill's manners, with an artifact that moves."""
-    settings, work = load(config, overrides), run.backfill if backfill else run.embed
+    settings, work = load(config, overrides), low_priority.backfill if backfill else run.embed
     with interruption.noted(), logs_to_prefect(), progress_artifact(settings.table.name) as on_progress:
         return work(
             settings,
@@ -52,7 +54,7 @@ def embed_table(
 def maintain_table(config: str, overrides: Mapping[str, Any]) -> Maintained:
     """The use-case."""
     with logs_to_prefect():
-        return run.maintain(load(config, overrides))
+        return maintenance.maintain(load(config, overrides))
 
 
 @flow(name="embed", flow_run_name=run_name, validate_parameters=False, timeout_seconds=NIGHT_S, **ENDINGS)
@@ -129,11 +131,11 @@ def nightly(
     report = embed_table(config, overrides or {})
     try:
         done = maintain_table(config, overrides or {})
-        report = run.report_as_of_now(load(config, overrides), report)
+        report = maintenance.report_as_of_now(load(config, overrides), report)
     finally:
         _tell_embedded(config, overrides, reason, report)
     _tell_maintained(config, overrides, done)
-    run.record_unchanged(load(config, overrides), report)
+    maintenance.record_unchanged(load(config, overrides), report)
     return report
 
 
@@ -150,7 +152,7 @@ def _tell_embedded(config: str, overrides: Mapping[str, Any] | None, reason: str
 def _tell_maintained(config: str, overrides: Mapping[str, Any] | None, done: Maintained) -> None:
     name, tuning = load(config, overrides).table.name, done.tuning
     create_markdown_artifact(
-        maintenance(name, done), key=artifact_key(f"maintenance-{name}"), description=f"How {name} was maintained"
+        maintenance_summary(name, done), key=artifact_key(f"maintenance-{name}"), description=f"How {name} was maintained"
     )
     low = tuning is not None and tuning.recall < tuning.wanted
     tell("latent.maintained", name, asdict(done), recall="low" if low else "held")

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
 from latent.config import Mode, load
 from latent.errors import QueryError
 from latent.evaluation import evaluator as use_case
@@ -15,8 +18,6 @@ from latent.flows.observability import artifact_key, logs_to_prefect, run_name, 
 from latent.flows.reports import evaluation
 from latent.flows.retries import SHORT_S, patient
 from latent.search import How, open_table
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
 
 @patient("evaluate")

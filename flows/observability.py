@@ -18,18 +18,18 @@ from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from latent import interruption
-from latent.config import load
-from latent.errors import PipelineError
-from latent.ingest import run
-from latent.ingest.scan import OnProgress
-from latent.rendering import LineFormatter
-from latent.serialization import to_json
-from latent.types import Progress
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
+
+from latent import interruption
+from latent.config import load
+from latent.errors import PipelineError
+from latent.ingest import run
+from latent.rendering import LineFormatter
+from latent.serialization import to_json
+from latent.types import OnProgress, Progress
 
 UPDATE_S = 2.0  # between two updates of the progress artifact
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
 from latent import interruption
 from latent.errors import EngineError, shown
 from latent.monitoring.hosts import is_loopback

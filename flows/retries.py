@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from latent.errors import PipelineError, reason_of
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled
+
+from latent.errors import PipelineError, reason_of
 
 RETRIES_S = [30.0, 120.0]  # before the second and the third try
 HOUR_S = 3600.0

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect import serve
+
 from latent import interruption
 from latent.config import Config
 from latent.flows.deployments import deployments
-from prefect import serve
 
 
 def serve_flows(config: Path, settings: Config, overrides: Mapping[str, Any]) -> None:

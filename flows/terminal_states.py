@@ -10,17 +10,18 @@ import threading
 import time
 from typing import Any
 
-from latent.config import load
-from latent.flows.observability import artifact_key
-from latent.flows.reports import ended
-from latent.ingest.scan import store_of
-from latent.ingest.status import runs
-from latent.rendering import markdown_text
 from prefect import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Flow, FlowRun, State
 from prefect.states import Cancelled
+
+from latent.config import load
+from latent.flows.observability import artifact_key
+from latent.flows.reports import ended
+from latent.ingest.resolve import store_of
+from latent.ingest.status import runs
+from latent.rendering import markdown_text
 
 log = logging.getLogger("latent")
 RUNNER_S = 60.0  # within which the runner has called a cancelled run so

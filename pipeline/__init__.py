@@ -23,7 +23,8 @@ Rooms, from the top down. A room imports only rooms below it; each engine has on
     models         a model's name -> verified local files
     outputs        files for the user; another program's stay
     config         config.toml -> frozen Config
-    types          Arrow schemas and dataclasses that cross rooms
+    schemas        Arrow schemas: the table, those beside it, what passes between rooms
+    types          dataclasses that cross rooms
     errors, interruption, rendering, serialization    the error tree; stop signals; terminal-safe text; strict JSON
 
 Follow one document: ingest.scan -> ingest.plan -> ingest.worker -> ingest.tracker -> store.commits.

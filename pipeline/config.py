@@ -21,10 +21,11 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
-from latent.errors import ConfigError, UsageError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from latent.errors import ConfigError, UsageError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 SECRET = frozenset(

@@ -17,11 +17,12 @@ from latent.config import Config
 from latent.errors import ForeignTable, QueryError
 from latent.evaluation.datasets import Judgments, Queries
 from latent.evaluation.evaluator import Comparison, Evaluation, compare, evaluate, known_items
-from latent.ingest import run
+from latent.ingest import maintenance, run
+from latent.ingest.resolve import Scene, resolved, same_vectors, scene
 from latent.ingest.run import MakeEngine
-from latent.ingest.scan import OnProgress, Scene, resolved, same_vectors, scene
 from latent.search import How, Table
 from latent.store import Store
+from latent.types import OnProgress
 from latent.workers import Engine
 
 log = logging.getLogger("latent")
@@ -90,11 +91,11 @@ def migrate(
         second = resolved(beside)
         if same_vectors(first.spec, second.spec):
             _drop_leftover(first)  # where a migration was killed after its switch, as are
-            run.maintain(config)  # indexes that it did not make
+            maintenance.maintain(config)  # indexes that it did not make
             raise QueryError(f"{first.store.label} has vectors of {second.spec} already: name another model")
         _make_way(second)
         run.embed(beside, on_progress, engine=engine)
-        run.maintain(beside)
+        maintenance.maintain(beside)
         before, after, compared = _compared(Table(config), Table(beside), judged)
         version = int(first.store.opened().version)
         switched = None
@@ -105,7 +106,7 @@ def migrate(
                 run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
                 version = int(first.store.opened().version)
                 switched = store.switch(first.store, lease, second.store, second.asking, f"migrated to {second.spec.model}")
-                run.update_indexes(config)
+                maintenance.update_indexes(config)
             _drop(second.store)
         return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched, held)
 

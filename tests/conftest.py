@@ -13,11 +13,11 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from latent import interruption
 from latent.cli import main
 from latent.config import Config, load
-from latent.ingest import run
-from latent.ingest import scan as survey
+from latent.ingest import resolve, run
 from latent.types import Report, Shard
 from latent.workers import Casualty, Crew, Finished, MakeWorker
 
@@ -136,12 +136,12 @@ class Desk:
         return run.embed(self.config, **({"engine": HereAndNow} | options))
 
     def table(self) -> pa.Table:
-        return survey.store_of(self.config).opened().to_table()
+        return resolve.store_of(self.config).opened().to_table()
 
     def side(self, name: str) -> list[dict[str, object]]:
         from latent.store import read_runs, state_of
 
-        place = survey.store_of(self.config)
+        place = resolve.store_of(self.config)
         rows = read_runs(place) if name == "runs" else getattr(state_of(place), name)
         return list(rows.to_pylist())
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 from conftest import Desk, HereAndNow, save_small_model
+from test_cluster import corpus
+
 from latent import load
 from latent import migration as migrate
 from latent.analysis.duplicates.find_duplicates import duplicates
 from latent.analysis.report import Analysis, analyze
 from latent.errors import QueryError
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.store import read_derived
 from latent.types import Progress
-from test_cluster import corpus
 
 TOPICS = 3
 

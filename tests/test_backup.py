@@ -12,14 +12,15 @@ import lancedb
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, Latent, words
+from s3 import ENVIRONMENT, PATIENCE, Proxy, S3Server, since
+
 from latent import store
 from latent.errors import ForeignTable, StoreError
-from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest import maintenance, run
+from latent.ingest.resolve import store_of
 from latent.ingest.verify import verify
 from latent.store import Store
 from latent.store import versions as history
-from s3 import ENVIRONMENT, PATIENCE, Proxy, S3Server, since
 
 pytest.importorskip("moto")
 
@@ -116,7 +117,7 @@ def test_a_copy_is_brought_up_to_date_by_what_is_new_and_loses_what_the_table_dr
     assert first["tables"] == ["docs", "docs.files", "docs.quarantine", "docs.runs"]
     full.embed()
     monkeypatch.setattr(history, "KEEP", history.KEEP * 0)
-    run.maintain(full.config)
+    maintenance.maintain(full.config)
     second = latent(full.folder, "backup", tmp_path / "copy", "--json").answer
     assert second["files_removed"] > 10
     assert copy.rows() == full.rows()

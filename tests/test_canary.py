@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
+
 from latent import migration as migrate
 from latent import open_table, store
 from latent.encoders import LEAST_COSINE, TEXTS, Canary, Encoder
 from latent.errors import SpecMismatch
-from latent.ingest import run
-from latent.ingest.scan import scene
+from latent.ingest import rollback, run
+from latent.ingest.resolve import scene
 from latent.ingest.verify import verify
 from latent.models import resolve
 from latent.types import Shard
@@ -130,7 +131,7 @@ def test_a_migrated_table_and_one_that_is_rolled_back_have_canaries_of_their_own
     shift(filled, 0.1)
     with pytest.raises(SpecMismatch, match="no longer makes the vectors"):
         open_table(filled.config_path).search("w1")
-    run.rollback(filled.config, str(version))
+    rollback.rollback(filled.config, str(version))
     assert kept(filled).vectors.shape == (len(TEXTS), 16)
     assert open_table(filled.config_path).search("w1")
 

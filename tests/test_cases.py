@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import HereAndNow, Latent, Said
+
 from latent.config import load
-from latent.ingest import run
+from latent.ingest import maintenance, run
 
 CASES = Path(__file__).parent / "cases"
 
@@ -34,7 +35,7 @@ class Case:
         """What `latent run` does, with workers in this process."""
         config = load(self.folder / "c.toml", {"model.name": self.model} | settings)
         report = run.embed(config, engine=HereAndNow)
-        run.update_indexes(config)
+        maintenance.update_indexes(config)
         return {"documents": report.documents, "chunks": report.chunks}
 
     def documents(self) -> dict[str, dict]:

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+from tokenizers import Tokenizer, models
+
 from latent.chunking.passages import CHARS_A_TOKEN, CHUNKS, Chunker, chunk_documents, make_chunker
 from latent.errors import ConfigError, ModelError
 from latent.models import resolve, tokenizer_file
 from latent.types import digest
-from semantic_text_splitter import MarkdownSplitter, TextSplitter
-from tokenizers import Tokenizer, models
 
 LAW = settings(max_examples=150, deadline=None)
 

@@ -18,11 +18,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import Desk, Latent, Said, words
+from rich.cells import cell_len
+
 from latent.cli.app import app
 from latent.cli.output import Grid, runs_of, wrapped
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.store import indexes
-from rich.cells import cell_len
 
 LATENT = str(Path(sys.executable).with_name("latent"))
 COMMANDS = ("init", "plan", "run", "status", "search", "verify", "maintain", "rollback", "serve", "cluster", "evaluate", "migrate")

@@ -11,8 +11,9 @@ import lancedb
 import polars as pl
 import pytest
 from conftest import Desk, words
+
 from latent import Table, open_table
-from latent.ingest import run
+from latent.ingest import maintenance
 
 QUERY = words(101, 102)
 
@@ -22,7 +23,7 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
     desk = desk_for(tmp_path_factory.mktemp("clients"), metadata=["n"])
     desk.write("a.jsonl", [{"id": f"d{i}", "n": i % 3, "text": words(*range(i * 4, i * 4 + 20))} for i in range(5, 100)])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     return desk
 
 

@@ -11,12 +11,13 @@ import pytest
 from conftest import Desk, Latent, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latent import load
 from latent.analysis.clustering import algorithm as cluster
 from latent.analysis.clustering import cluster_table as clusters
 from latent.config import Config
 from latent.errors import ConfigError, QueryError
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.store import read_derived
 
 TOPICS = 6

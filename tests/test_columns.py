@@ -8,9 +8,10 @@ from pathlib import Path
 import lancedb
 import pytest
 from conftest import Desk, HereAndNow, Latent
+
 from latent import store
 from latent.errors import SpecMismatch, StoreError
-from latent.ingest import run
+from latent.ingest import backfill, maintenance, resolve, rollback, run
 from latent.ingest import scan as survey
 from latent.ingest.verify import verify
 from latent.types import Progress, Report, Shard
@@ -132,8 +133,8 @@ def test_a_run_killed_while_columns_change_is_gone_on_with_or_taken_back(with_co
 def test_a_run_killed_between_two_steps_of_a_change_is_gone_on_with_or_taken_back(with_columns, steps, then):
     desk = with_columns("a", "b")
     version = desk.embed().table_version
-    place = survey.store_of(desk.config)
-    outlook = survey.survey(survey.scene(with_columns("a", "lang").config), "r", run.quiet)
+    place = resolve.store_of(desk.config)
+    outlook = survey.survey(resolve.scene(with_columns("a", "lang").config), "r", run.quiet)
     kept = outlook.metadata.remove(outlook.metadata.get_field_index("lang"))
     with store.sole_writer(place, "r") as lease:
         for metadata in (kept, outlook.metadata)[:steps]:
@@ -155,14 +156,14 @@ def test_a_backfill_leaves_the_columns_of_a_run_that_came_meanwhile(with_columns
             with_columns("a", "lang").embed()
 
     with pytest.raises(SpecMismatch, match=r"expected metadata columns \['a'\], got \['a', 'lang'\]"):
-        run.backfill(with_columns("a").config, meanwhile, engine=GivesWay)
+        backfill.backfill(with_columns("a").config, meanwhile, engine=GivesWay)
     assert values(with_columns("a", "lang")) == expected("a", "lang")[:3]  # the others are left to the backfill
 
 
 def test_a_reader_sees_whole_rows_before_a_change_of_columns_and_after(with_columns: Callable[..., Desk]) -> None:
     desk = with_columns("a", "b")
     desk.embed()
-    reader = survey.store_of(desk.config).opened()
+    reader = resolve.store_of(desk.config).opened()
     with_columns("a", "lang").embed()
     assert reader.to_table(columns=["b"])["b"].null_count == 0
     assert "lang" not in reader.schema.names
@@ -172,7 +173,7 @@ def test_rollback_over_a_change_of_columns_brings_the_dropped_one_back(with_colu
     version = with_columns("a", "b").embed().table_version
     with_columns("a", "lang").embed()
     desk = with_columns("a", "b")
-    run.rollback(desk.config, str(version))
+    rollback.rollback(desk.config, str(version))
     assert values(desk) == expected("a", "b")
     assert desk.embed(engine=None).documents.unchanged == 6
 
@@ -180,12 +181,12 @@ def test_rollback_over_a_change_of_columns_brings_the_dropped_one_back(with_colu
 def test_indexes_and_compaction_go_with_the_columns(with_columns: Callable[..., Desk]) -> None:
     desk = with_columns("a", "b")
     desk.embed()
-    place = survey.store_of(desk.config)
+    place = resolve.store_of(desk.config)
     place.opened().create_scalar_index("b", "BITMAP")
     place.opened().create_scalar_index("doc_id", "BTREE")
     desk = with_columns("a", "lang")
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert values(desk) == expected("a", "lang")
     assert not any("b" in index.columns for index in store.indexes(place))
     assert place.opened().to_table(filter="doc_id = 'd3'", columns=["lang"])["lang"].to_pylist() == ["en"]
@@ -227,7 +228,7 @@ def test_a_column_that_another_program_dropped_is_filled_again(with_columns: Cal
 def test_columns_do_not_change_where_rows_were_changed_meanwhile(with_columns: Callable[..., Desk]) -> None:
     desk = with_columns("a")
     version = desk.embed().table_version
-    place = survey.store_of(desk.config)
+    place = resolve.store_of(desk.config)
     place.opened().delete("doc_id = 'd1'")
     with store.sole_writer(place, "r") as lease, pytest.raises(StoreError, match="changed by another program"):
         store.adapt(place, lease, store.metadata_fields(place).remove(0), "elsewhere", version)
@@ -237,7 +238,7 @@ def test_columns_do_not_change_where_rows_were_changed_meanwhile(with_columns: C
 def test_a_table_without_marks_keeps_its_columns_and_gains_the_marks(with_columns: Callable[..., Desk]) -> None:
     desk = with_columns("a")
     desk.embed()
-    place = survey.store_of(desk.config)
+    place = resolve.store_of(desk.config)
     table = place.opened()
     table.update_field_metadata({"a": {}}, replace=True)
     table.update_schema_metadata({"latent.source": None})

@@ -10,13 +10,14 @@ import pytest
 from conftest import Desk, Latent
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cluster import corpus
+
 from latent import open_table
 from latent.analysis.compression.compress_table import compress
 from latent.errors import ConfigError, QueryError
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.store import codec as codecs
 from latent.store import matrix, read_codes
-from test_cluster import corpus
 
 DIM = 16
 

@@ -10,10 +10,11 @@ from zoneinfo import available_timezones
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from latent.config import Chunk, Config, Index, Model, Ray, Schedule, Source, Table, hand_down, load, render, setting
 from latent.errors import ConfigError, UsageError
 from latent.scaffold.config_file import SAMPLE_NOTE, sample_config
-from pydantic import ValidationError
 
 CONTRACT = """
 [source]

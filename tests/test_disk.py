@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, words
+
 from latent.config import Source
 from latent.errors import PipelineError, SourceError, StoreError, UnreadableFile
 from latent.ingest import run

@@ -10,12 +10,13 @@ import pytest
 from conftest import Desk, Latent
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cluster import corpus
+
 from latent import load
 from latent.analysis.clustering import cluster_table as clusters
 from latent.analysis.drift import statistics as tests
 from latent.analysis.drift.compare_versions import Drift, drift
 from latent.errors import QueryError, StoreError
-from test_cluster import corpus
 
 TOPICS = 6
 

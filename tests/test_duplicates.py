@@ -12,12 +12,13 @@ import pytest
 from conftest import Desk, Latent, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latent import load
 from latent.analysis.duplicates import neighbors as neighbours
 from latent.analysis.duplicates.find_duplicates import Duplicates, duplicates
 from latent.analysis.duplicates.neighbors import Kin
 from latent.errors import QueryError
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.store import read_derived
 
 

@@ -22,13 +22,6 @@ import torch
 from huggingface_hub import cached_assets_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent.encoders import Encoder, Reranker, actual_precision, batches, best_device, loss_of
-from latent.encoders.packing import Padder
-from latent.errors import EngineError, ModelError, SpecMismatch
-from latent.ingest import run
-from latent.ingest.verify import AGREES
-from latent.models import resolve, resolve_reranker
-from latent.types import LocalModel
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
@@ -51,6 +44,14 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
+
+from latent.encoders import Encoder, Reranker, actual_precision, batches, best_device, loss_of
+from latent.encoders.packing import Padder
+from latent.errors import EngineError, ModelError, SpecMismatch
+from latent.ingest import run
+from latent.ingest.verify import AGREES
+from latent.models import resolve, resolve_reranker
+from latent.types import LocalModel
 
 TEXTS = [
     "How do I parse a date?",

@@ -13,12 +13,14 @@ from types import BuiltinFunctionType
 import numpy as np
 import pyarrow as pa
 import pytest
-from latent.errors import EngineError, ModelError, StoreError
-from latent.types import QUARANTINE, FileState, Receipt, Shard, Slice
-from latent.workers import Casualty, Claims, Crew, Engine, Finished
-from latent.workers.dedup import Book
 from ray import cloudpickle
 from ray.experimental import tqdm_ray
+
+from latent.errors import EngineError, ModelError, StoreError
+from latent.schemas import QUARANTINE
+from latent.types import FileState, Receipt, Shard, Slice
+from latent.workers import Casualty, Claims, Crew, Engine, Finished
+from latent.workers.dedup import Book
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers below are in no installed package
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
+
 from latent import load, open_table
 from latent.errors import QueryError, SourceError
 from latent.evaluation.datasets import read_judgments, read_queries
 from latent.evaluation.evaluator import compare, evaluate, known_items, way
 from latent.evaluation.ranking_metrics import MEASURES, means, p_values, score
-from latent.ingest import run
+from latent.ingest import maintenance, run
 from latent.search import How
 
 JUDGED = {"q1": {"a": 2, "b": 1}, "q2": {"c": 1}, "q3": {"d": 1}}
@@ -133,7 +134,7 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
     desk.write("a.jsonl", [{"id": f"d{i}", "text": words(*range(i * 4, i * 4 + 30))} for i in range(5, 100)])
     desk.write("b.jsonl", [{"id": "twin", "text": words(*range(20, 50))}])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     pq.write_table(
         pa.table({"id": ["q1", "q2", "q9"], "text": [words(101, 102), words(250), "w1"]}), desk.folder / "queries.parquet"
     )

@@ -26,9 +26,10 @@ import httpx
 import pytest
 import yaml
 from conftest import Desk, words
+
 from latent.analysis import report as analysis
 from latent.config import load
-from latent.ingest.scan import scene
+from latent.ingest.resolve import scene
 from latent.ingest.status import runs
 from latent.store import Lease
 from latent.types import Progress
@@ -260,8 +261,9 @@ def test_the_server_has_the_next_night_on_its_list(served: Served) -> None:
 @pytest.mark.parametrize("cron", ["0 2 * * *", "30 2 * * *"])
 def test_each_local_day_has_one_night_when_the_clock_is_changed(served: Served, day: dt.datetime, cron: str) -> None:
     """Two o'clock is left out in spring, and there twice in autumn. Asked again each half hour, as the server does each minute."""
-    from latent.flows.deployments import deployments
     from prefect.server.schemas.schedules import CronSchedule
+
+    from latent.flows.deployments import deployments
 
     settings = load(served.desk.config_path, {"schedule.timezone": "Europe/Berlin", "schedule.nightly": cron})
     made = next(each for each in deployments("config.toml", settings, {}) if each.flow_name == "nightly")

@@ -11,7 +11,8 @@ from pathlib import Path
 import orjson
 import pytest
 from conftest import Desk, Latent, words
-from latent.ingest import run
+
+from latent.ingest import maintenance
 
 HOSTILE = (
     "[/b]",
@@ -92,7 +93,7 @@ def hostile(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFact
     desk.write("b\n.jsonl", [*rows[50:], {"id": "[/b]", "text": None}])
     desk.write("damaged [/b]\x1b[2J.jsonl", [])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     files = {
         "q.jsonl": [{"id": "[/b]", "text": "\x1b[31m w1"}],
         "one.jsonl": [{"query_id": "[/b]", "doc_id": rows[0]["id"], "score": 1}],

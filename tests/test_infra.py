@@ -18,11 +18,12 @@ import yaml
 from conftest import Desk, words
 from fastapi.testclient import TestClient
 from infra.house import BIN, INFRA, MOUNTED, house_of
+from prometheus_client import generate_latest
+
 from latent.config import Config, load
 from latent.monitoring.metrics import REGISTRY, LastRun, TableCollector, TableFigures, registry_of
 from latent.search import Table
 from latent.search.http_server import service
-from prometheus_client import generate_latest
 
 KUBERNETES = "1.34"
 SECRETS = {"STORE_SECRET": "store-pass", "RAY_AUTH_TOKEN": "a" * 64, "POSTGRES_PASSWORD": "base-pass", "GRAFANA_PASSWORD": "g"} | {

@@ -16,9 +16,9 @@ import pytest
 from conftest import Desk, HereAndNow, words
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latent.errors import TableBusy
-from latent.ingest import plan, run
-from latent.ingest import scan as survey
+from latent.ingest import backfill, maintenance, plan, resolve, run
 from latent.ingest import throttle as manners
 from latent.ingest.status import runs
 from latent.ingest.throttle import within
@@ -66,7 +66,7 @@ def archive(desk: Desk) -> Desk:
 
 
 def held(desk: Desk) -> int:
-    place = survey.store_of(desk.config)
+    place = resolve.store_of(desk.config)
     table = place.open()
     return 0 if table is None else table.count_rows()
 
@@ -80,14 +80,14 @@ def until(reached: Callable[[], bool]) -> None:
 
 def test_a_nightly_run_passes_a_backfill_takes_what_is_new_and_leaves_it_the_archive(archive: Desk) -> None:
     with ThreadPoolExecutor(1) as pool:
-        backfill = pool.submit(run.backfill, archive.config, engine=Slow)
+        pending = pool.submit(backfill.backfill, archive.config, engine=Slow)
         until(lambda: held(archive) > 20)
         archive.write("new.jsonl", [{"id": f"new{i}", "text": words(200 + i)} for i in range(10)])
         nightly = archive.embed()
         assert (nightly.documents.added, nightly.documents.deleted) == (10, 0)
         assert nightly.files_left > 0
-        assert not backfill.done(), "it passed: it did not wait for the backfill to end"
-        report = backfill.result(timeout=240)
+        assert not pending.done(), "it passed: it did not wait for the backfill to end"
+        report = pending.result(timeout=240)
     assert len(archive.rows()) == 310
     assert report.documents.added == 300
     assert report.documents.unchanged == 10
@@ -100,7 +100,7 @@ def test_a_nightly_run_passes_a_backfill_takes_what_is_new_and_leaves_it_the_arc
 
 def test_documents_of_the_archive_that_change_are_the_nightly_runs_to_do(archive: Desk) -> None:
     archive.embed()
-    with Backfill(survey.store_of(archive.config), "backfill"):
+    with Backfill(resolve.store_of(archive.config), "backfill"):
         archive.write("a.jsonl", [{"id": f"a{i}", "text": words(20 + i, 300)} for i in range(50)])
         os.utime(archive.source / "a.jsonl", (1e9 + 1, 1e9 + 1))
         (archive.source / "b.jsonl").unlink()
@@ -109,11 +109,11 @@ def test_documents_of_the_archive_that_change_are_the_nightly_runs_to_do(archive
 
 
 def test_a_document_that_the_archive_and_a_new_file_claim_is_there_once_and_the_first_by_path_wins(archive: Desk) -> None:
-    with Backfill(survey.store_of(archive.config), "backfill"):
+    with Backfill(resolve.store_of(archive.config), "backfill"):
         archive.write("zz.jsonl", [{"id": "a1", "text": words(400)}])
         assert archive.embed().documents.added == 1
         assert archive.rows()["a1", 0][0] == words(400)
-    run.backfill(archive.config, engine=HereAndNow)
+    backfill.backfill(archive.config, engine=HereAndNow)
     assert archive.rows()["a1", 0][0] == words(21, 101)
     assert len(archive.rows()) == 300
     assert [row["doc_id"] for row in archive.side("quarantine")] == ["a1"]
@@ -121,13 +121,13 @@ def test_a_document_that_the_archive_and_a_new_file_claim_is_there_once_and_the_
 
 
 def test_without_a_backfill_nothing_is_left(archive: Desk) -> None:
-    with Backfill(survey.store_of(archive.config), "backfill"):
+    with Backfill(resolve.store_of(archive.config), "backfill"):
         assert archive.embed().files_left == 6
     assert archive.embed().documents.added == 300, "a backfill that ended, or died, hides nothing"
 
 
 def test_a_backfill_that_was_killed_hides_nothing(archive: Desk) -> None:
-    place = survey.store_of(archive.config)
+    place = resolve.store_of(archive.config)
     stays = f"import time; from latent.store import Backfill, Store\nwith Backfill(Store({place.uri!r}, {place.name!r}), 'killed'): print('here', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", stays], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "here\n"
@@ -138,26 +138,26 @@ def test_a_backfill_that_was_killed_hides_nothing(archive: Desk) -> None:
 
 def test_a_second_backfill_is_refused(archive: Desk) -> None:
     with (
-        Backfill(survey.store_of(archive.config), "first"),
+        Backfill(resolve.store_of(archive.config), "first"),
         pytest.raises(TableBusy, match="backfill first is under way: stop it, or wait for it"),
     ):
-        run.backfill(archive.config, engine=HereAndNow)
+        backfill.backfill(archive.config, engine=HereAndNow)
 
 
 def test_a_backfill_that_is_paused_commits_lets_go_and_goes_on_when_resumed(archive: Desk) -> None:
     moments: list[Progress] = []
     with ThreadPoolExecutor(1) as pool:
-        backfill = pool.submit(run.backfill, archive.config, moments.append, engine=Slow)
+        pending = pool.submit(backfill.backfill, archive.config, moments.append, engine=Slow)
         until(lambda: held(archive) > 20)
-        run.pause(archive.config, paused=True)
+        backfill.pause(archive.config, paused=True)
         until(lambda: moments[-1].phase == "wait")
         rows = held(archive)
         assert 20 < rows < 300
-        assert run.maintain(archive.config).tuning is None, "others have the table meanwhile"
+        assert maintenance.maintain(archive.config).tuning is None, "others have the table meanwhile"
         time.sleep(0.5)
         assert held(archive) == rows
-        run.pause(archive.config, paused=False)
-        assert backfill.result(timeout=240).documents.added == 300
+        backfill.pause(archive.config, paused=False)
+        assert pending.result(timeout=240).documents.added == 300
     assert len(archive.rows()) == 300
     assert all(check.ok for check in verify(archive.config))
 
@@ -170,13 +170,13 @@ def test_outside_its_hours_a_backfill_waits(archive: Desk, monkeypatch: pytest.M
     inside = threading.Event()
     monkeypatch.setattr(manners, "within", lambda hours, _: hours == later and inside.is_set())
     with ThreadPoolExecutor(1) as pool:
-        backfill = pool.submit(
-            run.backfill, archive.config, lambda moment: told.set() if moment.phase == "wait" else None, engine=HereAndNow
+        pending = pool.submit(
+            backfill.backfill, archive.config, lambda moment: told.set() if moment.phase == "wait" else None, engine=HereAndNow
         )
         assert told.wait(120)
         assert held(archive) == 0
         inside.set()
-        assert backfill.result(timeout=240).documents.added == 300
+        assert pending.result(timeout=240).documents.added == 300
 
 
 @given(st.times(), st.times(), st.times())
@@ -192,7 +192,7 @@ def test_a_backfill_keeps_to_its_pace(archive: Desk) -> None:
     archive.config_path.write_text(archive.config_path.read_text() + "[backfill]\ntokens_per_second = 200\n")
     started = time.monotonic()
     Slow.pause_s = 0.0
-    report = run.backfill(archive.config, engine=Slow)
+    report = backfill.backfill(archive.config, engine=Slow)
     assert report.tokens / (time.monotonic() - started) < 250
     assert report.documents.added == 300
 

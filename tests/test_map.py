@@ -23,14 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, Latent, words
+from test_cluster import TOPICS, corpus
+
 from latent.analysis.drift.change_report import save_report
 from latent.analysis.drift.compare_versions import drift
 from latent.analysis.projection import map_table as maps
 from latent.analysis.projection.coordinates import Plane
 from latent.errors import ConfigError, QueryError
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.store import read_derived
-from test_cluster import TOPICS, corpus
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRAWN_BY_THE_CPU = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]

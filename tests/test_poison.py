@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, HereAndNow, words
+
 from latent.chunking.passages import CHARS_A_TOKEN
 from latent.errors import REASON_CHARS, ModelError, SourceError, SpecMismatch
 from latent.ingest import run

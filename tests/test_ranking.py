@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Desk, words
+
 from latent import Hit, Table, open_table
 from latent import models as model
 from latent.encoders import Reranker
 from latent.errors import ModelError, QueryError
-from latent.ingest import run
+from latent.ingest import maintenance
 from latent.search import How
 
 
@@ -29,7 +30,7 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
     ]
     desk.write("a.jsonl", documents)
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     return desk
 
 
@@ -118,7 +119,7 @@ def test_metadata_may_be_called_as_what_a_hit_tells_of_itself(
     desk = desk_for(tmp_path / "named", metadata=list(given), more=f'[search]\nreranker = "{cross_encoder}"\n')
     desk.write("a.jsonl", [{"id": f"d{i}", "text": words(i, i + 1), **given} for i in range(20, 40)])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     table = open_table(desk.config_path)
     for how in (How(), How(mode="text"), How(mode="hybrid"), How(rerank=True), How(diversity=0.5)):
         hit = table.search(words(25), k=2, where="score = 0.5 AND rank = 7", **how)[0]
@@ -213,7 +214,7 @@ def test_what_a_way_needs_is_said(desk_for: Callable[..., Desk], tmp_path: Path)
     desk = desk_for(tmp_path / "plain", more="[index]\nfull_text = false\n")
     desk.write("a.jsonl", [{"id": "a", "text": words(1)}])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     table = open_table(desk.config_path)
     with pytest.raises(QueryError, match=r"no full-text index: set \[index\] full_text = true and run 'latent maintain'"):
         table.search(words(1), mode="text")
@@ -232,12 +233,12 @@ def test_stems_and_stop_words_are_as_set(desk_for: Callable[..., Desk], tmp_path
     def found(query: str) -> set[str]:
         return {hit.doc_id for hit in open_table(desk.config_path).search(query, mode="text")}
 
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert (found("run dog"), found("the"), found("courir")) == ({"a"}, set(), set())
     monkeypatch.setenv("LATENT_INDEX__LANGUAGE", "French")
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert (found("courir"), found("les"), found("the")) == ({"b"}, set(), {"a"})
     monkeypatch.setenv("LATENT_INDEX__STEM", "false")
     monkeypatch.setenv("LATENT_INDEX__STOP_WORDS", "false")
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert (found("courir"), found("couraient"), found("les")) == (set(), {"b"}, {"b"})

@@ -19,6 +19,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latent.flows.reports import summary
 from latent.rendering import LineFormatter, markdown_text, printable, printable_line
 from latent.serialization import to_json

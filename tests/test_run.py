@@ -20,15 +20,16 @@ import pytest
 from conftest import Desk, HereAndNow, Latent, words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from latent import sources as source
 from latent import store
 from latent.errors import EngineError, Interrupted, QueryError, SourceError, SpecMismatch, TableBusy
-from latent.ingest import run
+from latent.ingest import backfill, maintenance, resolve, rollback, run
 from latent.ingest import scan as survey
 from latent.ingest.status import runs
 from latent.ingest.verify import verify
+from latent.schemas import RUNS
 from latent.store import Lease
-from latent.types import RUNS
 
 
 def document(name: str, *numbers: int) -> dict[str, object]:
@@ -232,12 +233,12 @@ def halved(desk: Desk) -> Desk:
 
 
 def test_a_run_that_would_delete_half_of_the_table_is_refused_and_commits_nothing(halved: Desk) -> None:
-    version = survey.store_of(halved.config).opened().version
+    version = resolve.store_of(halved.config).opened().version
     with pytest.raises(SourceError, match=r"at most 30% .* got 30 of 60; 1 of 2 files are gone\. .*--allow-deletions'$"):
         halved.embed()
     with pytest.raises(SourceError, match="--allow-deletions"):
-        run.backfill(halved.config, engine=HereAndNow)
-    assert survey.store_of(halved.config).opened().version == version
+        backfill.backfill(halved.config, engine=HereAndNow)
+    assert resolve.store_of(halved.config).opened().version == version
     assert halved.embed(allow_deletions=True).documents.deleted == 30
 
 
@@ -390,7 +391,7 @@ def test_two_runs_of_one_table_never_overlap(desk: Desk) -> None:
     desk.write("a.jsonl", [document("x", 1)])
     desk.embed()
     desk.write("a.jsonl", [document("x", 2)])
-    with Lease(survey.scene(desk.config).store, "another"), pytest.raises(TableBusy, match="being written by run another"):
+    with Lease(resolve.scene(desk.config).store, "another"), pytest.raises(TableBusy, match="being written by run another"):
         desk.embed()
     assert desk.rows()["x", 0][0] == "w1"
     assert desk.embed().documents.changed == 1
@@ -421,7 +422,7 @@ def test_stopping_keeps_what_is_finished_and_the_next_run_goes_on(desk: Desk, st
 def test_the_table_of_runs_says_why_a_run_failed_was_stopped_or_is_taken_for_dead(desk: Desk, latent: Latent) -> None:
     desk.write("a.jsonl", [document("x", 1)])
     desk.embed()
-    place = survey.store_of(desk.config)
+    place = resolve.store_of(desk.config)
 
     def ending(error: BaseException) -> None:
         class Ending(HereAndNow):
@@ -460,7 +461,7 @@ def test_the_table_of_runs_says_why_a_run_failed_was_stopped_or_is_taken_for_dea
 def test_a_table_of_runs_that_an_earlier_version_made_gains_the_reason(desk: Desk) -> None:
     desk.write("a.jsonl", [document("x", 1)])
     desk.embed()
-    place = survey.store_of(desk.config)
+    place = resolve.store_of(desk.config)
     place.open("runs").drop_columns(["reason"])
     assert [row["reason"] for row in runs(desk.config)] == [None]
     desk.write("a.jsonl", [document("x", 2)])
@@ -473,7 +474,7 @@ def test_a_run_that_ends_before_it_has_the_table_hides_no_failure_of_the_one_bef
     """The last commit of a run that failed may still be on its way: the next one that writes fences it out."""
     desk.write("a.jsonl", [document("x", 1)])
     desk.embed()
-    place = survey.store_of(desk.config)
+    place = resolve.store_of(desk.config)
     rows = store.read_runs(place).to_pylist()
     store.write_runs(place, pa.Table.from_pylist([rows[0] | {"status": "failed"}], schema=RUNS))
     later = {"run_id": "later", "started_at": dt.datetime.now(dt.UTC), "status": "interrupted", "table_version": None}
@@ -482,15 +483,15 @@ def test_a_run_that_ends_before_it_has_the_table_hides_no_failure_of_the_one_bef
     desk.embed()
     assert any(version.what.startswith("fence: ") for version in store.versions(place, 20))
     with pytest.raises(QueryError, match="no run 'later'"):
-        run.version_of(place, "later")
+        rollback.version_of(place, "later")
 
 
 def test_the_version_of_a_report_is_the_newest_once_indexes_are_made(desk: Desk, latent: Latent) -> None:
     desk.write("a.jsonl", [document(str(i), i) for i in range(100, 200)])
     report = desk.embed()
-    run.maintain(desk.config)
-    newest = run.report_as_of_now(desk.config, report).table_version
-    assert newest == survey.store_of(desk.config).opened().version > report.table_version
+    maintenance.maintain(desk.config)
+    newest = maintenance.report_as_of_now(desk.config, report).table_version
+    assert newest == resolve.store_of(desk.config).opened().version > report.table_version
     assert latent(desk.folder, "run", "--json").answer["table_version"] == newest
     assert [row["table_version"] for row in runs(desk.config)] == [newest]
     assert runs(desk.config)[0]["report"]["table_version"] == newest
@@ -653,7 +654,7 @@ def test_a_source_is_cut_into_so_many_shards_that_all_workers_have_some_to_do(de
     monkeypatch.setattr("latent.ingest.plan.SHARD_CHARS", (50, 10**6))
     desk = desk_for(tmp_path, more=f"[ray]\n{ray}\n")
     desk.write("a.jsonl", ({"id": f"d{i}", "text": words(i % 9, 1, 2, 3)} for i in range(2000)))  # 11 characters each
-    planned = survey.survey(survey.scene(desk.config), "run", run.quiet).plan.shards
+    planned = survey.survey(resolve.scene(desk.config), "run", run.quiet).plan.shards
     assert len(planned) == pytest.approx(shards, rel=0.15)
     assert sum(map(len, planned)) == 2000
     assert max(map(len, planned)) < 3 * 2000 / shards
@@ -666,7 +667,7 @@ def test_shards_on_gpus_are_larger_in_large_runs(desk_for, tmp_path, monkeypatch
 
     def planned(gpus: float) -> int:
         config = desk.config.model_copy(update={"ray": desk.config.ray.model_copy(update={"gpus_per_worker": gpus})})
-        return len(survey.survey(survey.scene(config), "run", run.quiet).plan.shards)
+        return len(survey.survey(resolve.scene(config), "run", run.quiet).plan.shards)
 
     assert planned(0) == 223
     assert planned(1) == 65

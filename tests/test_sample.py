@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from latent.config import Config, load, render
 from latent.errors import ConfigError, PipelineError, SourceError
 from latent.scaffold.config_file import config_for

@@ -9,11 +9,12 @@ from pathlib import Path
 import lancedb
 import pytest
 from lancedb.index import IvfRq
+
 from latent import Config, load, open_table
 from latent.evaluation.datasets import read_judgments, read_queries
 from latent.evaluation.evaluator import evaluate
 from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.search import How
 from latent.store import Reading, Tuning, tuning
 from latent.store.reader import TUNING_KEY

@@ -18,11 +18,12 @@ import pytest
 from conftest import Desk, Latent, save_small_model, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latent import open_table, store
 from latent.cli.output import looking
 from latent.errors import QueryError, StoreError
-from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest import maintenance
+from latent.ingest.resolve import store_of
 from latent.store.tuning import SAME, draw
 
 
@@ -42,7 +43,7 @@ def large(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactor
         ],
     )
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     return desk
 
 
@@ -94,9 +95,9 @@ def test_status_tells_a_recall_under_a_filter_only_where_the_index_was_asked(row
 def test_another_recall_is_tuned_for_without_training_the_index_anew(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     files = index_files(large)
     monkeypatch.setenv("LATENT_INDEX__RECALL", "0.9")
-    lower = run.maintain(large.config).tuning
+    lower = maintenance.maintain(large.config).tuning
     monkeypatch.undo()
-    again = run.maintain(large.config).tuning
+    again = maintenance.maintain(large.config).tuning
     assert (lower.wanted, again.wanted) == (0.9, 0.95)
     if lower.nprobes and again.nprobes:  # on a busy machine exact search may have been as fast for a moment: then there is no index
         assert files == index_files(large)
@@ -109,13 +110,13 @@ def index_files(desk: Desk) -> set[str]:
 def test_where_no_index_holds_the_recall_searches_are_exact(large: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent.store.tuning.NPROBES", (1,))
     monkeypatch.setenv("LATENT_INDEX__RECALL", "1.0")
-    tuning = run.maintain(large.config).tuning
+    tuning = maintenance.maintain(large.config).tuning
     assert tuning == kept(large)
     assert (tuning.nprobes, tuning.recall) == (0, 1.0)
     assert "vector" not in {column for index in store.indexes(store_of(large.config)) for column in index.columns}
     assert shared_with_exact(large) == 10
     monkeypatch.undo()
-    assert run.maintain(large.config).tuning.nprobes
+    assert maintenance.maintain(large.config).tuning.nprobes
 
 
 def test_new_rows_are_found_at_once_and_folded_in_without_training_or_measuring(large: Desk) -> None:
@@ -128,7 +129,7 @@ def test_new_rows_are_found_at_once_and_folded_in_without_training_or_measuring(
     for mode in ("vector", "text", "hybrid"):
         assert table.search(words(1, 2, 3), k=1, mode=mode)[0].doc_id == "new", mode  # the table that was open sees it
     assert table.search(words(9), k=5, where="kind = 'new'")[0].doc_id == "new"
-    run.maintain(large.config)
+    maintenance.maintain(large.config)
     assert {index.behind for index in store.indexes(store_of(large.config)) if index.kind != "BTree"} == {0}
     assert kept(large) == before
     assert files <= index_files(large)
@@ -158,7 +159,7 @@ def test_columns_are_indexed_where_that_helps_a_condition(large: Desk) -> None:
 def test_a_small_table_has_no_index_but_of_words(desk: Desk) -> None:
     desk.write("a.jsonl", [{"id": str(i), "text": words(i)} for i in range(30)])
     desk.embed()
-    assert run.maintain(desk.config).tuning is None
+    assert maintenance.maintain(desk.config).tuning is None
     assert [index.kind for index in store.indexes(store_of(desk.config))] == ["FTS"]
 
 

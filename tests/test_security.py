@@ -20,6 +20,8 @@ import torch
 from conftest import Desk, words
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from s3 import ENVIRONMENT, Proxy, S3Server
+
 from latent import open_table
 from latent.config import Config, load
 from latent.encoders import Encoder
@@ -28,7 +30,6 @@ from latent.ingest import verify
 from latent.models import resolve
 from latent.sources import list_files, locate
 from latent.types import LocalModel
-from s3 import ENVIRONMENT, Proxy, S3Server
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -409,7 +410,7 @@ def test_a_config_and_what_is_made_of_it_show_no_secret(desk: Desk) -> None:
 
 
 def _store_of(config: Config) -> object:
-    from latent.ingest.scan import store_of
+    from latent.ingest.resolve import store_of
 
     return store_of(config)
 

@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Desk, words
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
+
 from latent import Hit, Table, open_table
-from latent.ingest import run
+from latent.ingest import maintenance
 from latent.monitoring.exposition import shown_at
 from latent.search.http_server import service
-from prometheus_client import CollectorRegistry
 
 LATENT = Path(sys.executable).with_name("latent")
 
@@ -38,7 +39,7 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
     desk = desk_for(tmp_path_factory.mktemp("served"), metadata=["n"])
     desk.write("a.jsonl", [{"id": f"d{i}", "n": i, "text": words(*range(i * 4, i * 4 + 10))} for i in range(5, 100)])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     return desk
 
 
@@ -228,7 +229,7 @@ def test_no_request_fails_while_the_table_is_rewritten_and_each_sees_whole_docum
     for turn in range(8):
         desk.write("b.jsonl", [{"id": "turning", "n": -turn, "text": words(*range(101, 131))}])
         desk.embed()
-        run.maintain(desk.config)
+        maintenance.maintain(desk.config)
         versions.add(client.get("/healthz").json()["table_version"])
     stop.set()
     for asker in askers:

@@ -20,14 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
+
 from latent.config import Source
 from latent.errors import SourceError, SourceUnreachable, UnreadableFile
+from latent.schemas import owned
 from latent.sources import Origin, Reader, list_files, locate, metadata_schema, reading_hash, sight
 from latent.sources.documents import BATCH_CHARS, BATCH_DOCUMENTS, WORD_CHARS
 from latent.sources.jsonl import _lines
 from latent.sources.listing import LOCAL_TICK_NS
-from latent.types import FileState, Slice, owned
-from pyarrow import fs
+from latent.types import FileState, Slice
 
 ROWS = [
     {"id": "a", "text": "first", "n": 1, "score": 0.5, "tag": "x"},

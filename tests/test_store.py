@@ -16,19 +16,21 @@ import pytest
 from conftest import Desk, HereAndNow, words
 from lance.commit import CommitConflictError
 from lancedb.index import BTree
+
 from latent import store
 from latent.errors import Interrupted, QueryError, StoreError, TableBusy
-from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest import maintenance, rollback, run
+from latent.ingest.resolve import store_of
 from latent.ingest.status import status
 from latent.ingest.verify import verify
+from latent.schemas import QUARANTINE
 from latent.store import Change, Lease, Store, leftovers, sole_writer
 from latent.store import backfill_lock as courtesy
 from latent.store import commits as raw
 from latent.store import dataset as tables
 from latent.store import lease as leases
 from latent.store import versions as history
-from latent.types import QUARANTINE, Shard
+from latent.types import Shard
 from latent.workers import Casualty, Finished
 
 
@@ -200,7 +202,7 @@ def test_maintain_drops_the_signs_of_life_of_earlier_runs(desk: Desk, place: Sto
     with Lease(place, "earlier") as lease:
         for _ in range(100):
             lease.renew()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert len(lance.dataset(place.path("runs")).version_refs()) <= 4
     assert len(place.opened().version_refs()) >= 2  # of the table itself none is gone
 
@@ -308,7 +310,7 @@ def test_rollback_to_a_run_brings_back_rows_file_states_and_quarantine_and_the_n
     desk.write("a.jsonl", [document("x", 5), document("y", 2), document("e", 7)])
     desk.embed()
     later = desk.rows()
-    done = run.rollback(desk.config, str(first.run_id))
+    done = rollback.rollback(desk.config, str(first.run_id))
     assert (done.documents, done.restored) == (1, first.table_version)
     assert (desk.rows(), desk.side("files"), desk.side("quarantine")) == then
     newest = lance.dataset(store_of(desk.config).path("files")).to_table().to_pylist()
@@ -322,18 +324,18 @@ def test_rollback_to_a_run_brings_back_rows_file_states_and_quarantine_and_the_n
 
 def test_rollback_can_be_rolled_back_by_version(desk: Desk, place: Store) -> None:
     before, version = desk.rows(), place.opened().version
-    run.rollback(desk.config, "1")
+    rollback.rollback(desk.config, "1")
     assert desk.rows() == {}
-    run.rollback(desk.config, str(version))
+    rollback.rollback(desk.config, str(version))
     assert desk.rows() == before
     assert desk.embed(engine=None).documents.unchanged == 2
 
 
 def test_rollback_to_what_is_not_there_is_one_line(desk: Desk, place: Store) -> None:
     with pytest.raises(QueryError, match=r"no run 'yesterday' of .*: give a version's number or a run, 'latent status' lists both"):
-        run.rollback(desk.config, "yesterday")
+        rollback.rollback(desk.config, "yesterday")
     with pytest.raises(StoreError, match="has no version 99: 'latent status' lists"):
-        run.rollback(desk.config, "99")
+        rollback.rollback(desk.config, "99")
     assert place.opened().count_rows() == 2
 
 
@@ -358,11 +360,11 @@ def test_a_version_stays_for_its_time_after_it_was_superseded_however_old(
     reader = place.opened()
     desk.write("a.jsonl", [document("x", 4), document("y", 2)])
     desk.embed()
-    done = run.maintain(desk.config)
+    done = maintenance.maintain(desk.config)
     assert done.versions_dropped >= 2
     assert next(iter(place.opened().versions()))["version"] == old.table_version
     assert set(reader.to_table()["text"].to_pylist()) == {"w3", "w2"}  # opened before, read after
-    run.rollback(desk.config, str(old.run_id))
+    rollback.rollback(desk.config, str(old.run_id))
     assert desk.rows()["x", 0][0] == "w3"
     desk.write("a.jsonl", [document("x", 3), document("y", 2)])
     assert desk.embed().documents.unchanged == 2
@@ -372,7 +374,7 @@ def test_maintain_keeps_the_commit_that_names_the_file_states(desk: Desk, place:
     monkeypatch.setattr(history, "KEEP", dt.timedelta(0))
     for _ in range(2):
         place.opened().update_metadata({"note": str(time.time())})
-        run.maintain(desk.config)
+        maintenance.maintain(desk.config)
     assert desk.embed(engine=None).files_opened == 0
 
 
@@ -381,17 +383,17 @@ def test_maintain_removes_what_a_killed_run_wrote_and_keeps_what_any_version_nam
     desk.embed()
     copied(place), copied(place)
     assert len(leftovers(place)) == 2
-    assert run.maintain(desk.config).files_removed == 2
+    assert maintenance.maintain(desk.config).files_removed == 2
     assert leftovers(place) == frozenset()
     assert [place.opened(v["version"]).to_table().num_rows for v in place.opened().versions()][:3] == [0, 2, 2]
-    assert run.maintain(desk.config).files_removed == 0
+    assert maintenance.maintain(desk.config).files_removed == 0
 
 
 def test_maintain_waits_for_no_run_and_touches_nothing_of_a_live_one(desk: Desk, place: Store) -> None:
     with sole_writer(place, "live"):
         copied(place)
         with pytest.raises(TableBusy, match="being written by run live"):
-            run.maintain(desk.config)
+            maintenance.maintain(desk.config)
     assert len(leftovers(place)) == 1
 
 

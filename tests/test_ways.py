@@ -10,6 +10,7 @@ import pytest
 from conftest import Desk, Latent, words
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from latent import Table, open_table
 from latent.analysis.analogies import analogies, between
 from latent.errors import QueryError, SourceError

@@ -15,10 +15,11 @@ import pytest
 from conftest import Desk, HereAndNow, words
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latent import open_table, store
 from latent.errors import QueryError, StoreError
-from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest import maintenance, run
+from latent.ingest.resolve import store_of
 from latent.ingest.verify import verify
 from latent.store.folding import folded, index_form, query_form
 from latent.types import Shard
@@ -72,7 +73,7 @@ def scripts(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFact
     desk = desk_for(tmp_path_factory.mktemp("scripts"), tokens="truncate")
     desk.write("a.jsonl", [{"id": name, "text": text} for name, text in TEXTS.items()])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     return desk
 
 
@@ -91,7 +92,7 @@ def test_what_an_index_is_built_over_is_not_stored(scripts: Desk) -> None:
     assert len(data) == len(store_of(scripts.config).opened().get_fragments())
     assert set(store_of(scripts.config).opened().schema.names) >= {"text", "vector"}
     assert not [name for name in scripts.table().column_names if "folded" in name]
-    assert run.maintain(scripts.config).files_removed == 0
+    assert maintenance.maintain(scripts.config).files_removed == 0
 
 
 @given(st.text(), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
@@ -126,7 +127,7 @@ def test_a_phrase_in_quotes_stands_so_in_what_is_found(desk: Desk) -> None:
         assert len(found(desk, 'climate "change')) == 4  # one mark makes no phrase
         assert found(desk, 'report "was read"') == found(desk, 'annual "on climate"') == {"a"}
         assert found(desk, 'report "on the"') == set()
-        run.maintain(desk.config)
+        maintenance.maintain(desk.config)
     assert found(desk, '"北京大学"') == {"d"}
     both = open_table(desk.config_path).search('"climate change"', mode="hybrid")
     assert {hit.doc_id for hit in both[:2]} & {"a", "c"}
@@ -142,10 +143,10 @@ def test_an_index_made_before_texts_were_folded_is_made_anew(desk: Desk) -> None
     lancedb.connect(place.uri).open_table("docs").create_index("text", config=FTS(with_position=False))
     place.opened().update_metadata({"latent.words": '{"language": "English", "stem": true, "stop_words": true}'})
     assert found(desk, "brulee") == set()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert found(desk, "brulee") == {"a"}
     version = place.opened().version
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert store_of(desk.config).opened().version - version <= 1  # what stands as wanted is not made again
 
 
@@ -153,7 +154,7 @@ def test_stems_of_other_languages_keep_their_accents(desk_for: Callable[..., Des
     desk = desk_for(tmp_path / "es", more='[index]\nlanguage = "Spanish"\n')
     desk.write("a.jsonl", [{"id": "a", "text": "la información importante"}])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert [found(desk, query) for query in ("informaciones", "información", "informacion", "INFORMACIÓN")] == [{"a"}] * 4
 
 
@@ -162,14 +163,14 @@ def test_new_rows_are_a_piece_of_the_index_and_pieces_are_merged(desk: Desk) -> 
     for i in range(10):
         desk.write(f"{i}.jsonl", [{"id": str(i), "text": f"crème brûlée {words(i)}"}])
         desk.embed()
-        run.maintain(desk.config)
+        maintenance.maintain(desk.config)
         pieces.append(next(index.pieces for index in store.indexes(store_of(desk.config)) if index.columns == ("text",)))
     assert max(pieces) > 1
     assert min(pieces[1:]) < max(pieces)
     assert found(desk, "brulee", k=100) == {str(i) for i in range(10)}
     desk.write("3.jsonl", [{"id": "3", "text": "tarte"}])
     desk.embed()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     assert found(desk, "brulee", k=100) == {str(i) for i in range(10)} - {"3"}
 
 
@@ -182,7 +183,7 @@ def test_verify_passes_whatever_stands_in_the_passages(desk_for: Callable[..., D
         desk = desk_for(tmp_path / language, tokens="truncate", more=f'[index]\nlanguage = "{language}"\n')
         desk.write("a.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(odd)])
         desk.embed()
-        run.maintain(desk.config)
+        maintenance.maintain(desk.config)
         for _ in range(2):
             check = next(check for check in verify(desk.config) if check.name == "indexes cover")
             assert check.ok, check.detail
@@ -207,7 +208,7 @@ def test_too_many_rows_without_an_index_are_refused_with_what_helps(desk: Desk, 
         QueryError, match=r"3 rows are too many to search one by one \(at most 1\): a run that is under way makes one"
     ):
         found(desk, "river")
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     desk.write("b.jsonl", [{"id": str(i), "text": f"river {words(i)}"} for i in range(3, 6)])
     desk.embed()
     assert found(desk, "river") == {"0", "1", "2"}  # newer rows are too many as well: the index alone answers

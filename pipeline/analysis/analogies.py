@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from latent import store
 from latent.errors import QueryError
 from latent.evaluation.datasets import Analogy, read_analogies

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+
 from latent import store
 from latent.analysis.clustering.cluster_table import Clustered, cluster
 from latent.analysis.drift.change_report import save_report
@@ -17,10 +18,10 @@ from latent.analysis.duplicates.find_duplicates import Duplicates, duplicates
 from latent.analysis.projection.map_table import draw_map, save_picture, title_of
 from latent.config import Config
 from latent.errors import ConfigError, QueryError
+from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.ingest.scan import OnProgress, store_of
 from latent.store import Store
-from latent.types import Progress
+from latent.types import OnProgress, Progress
 
 log = logging.getLogger("latent")
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
-from latent.errors import ConfigError, Failure, ModelError, one_line
-from latent.types import digest
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
+
+from latent.errors import ConfigError, Failure, ModelError, one_line
+from latent.types import digest
 
 CHUNKS = pa.schema(
     [

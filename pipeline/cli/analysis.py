@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
 from latent.cli.app import ConfigPath, Json, app, settings_of
 from latent.cli.output import Grid, gist, printed, progress, say
 from latent.outputs import require_replaceable

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
+
 from latent.cli.output import log_to_terminal
 from latent.config import Config, expected, load, setting
 from latent.errors import PipelineError, UsageError, one_line
-from pydantic import ValidationError
-from typer.core import TyperGroup
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+(?:\.[^=]+)?)(?:=(.*))?", re.DOTALL)
 

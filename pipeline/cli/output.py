@@ -13,6 +13,12 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
 from latent import interruption
 from latent.config import Config
 from latent.errors import Interrupted, PipelineError
@@ -20,11 +26,6 @@ from latent.rendering import LineFormatter, printable_line
 from latent.serialization import to_json
 from latent.store import FEW_ROWS, Tuning
 from latent.types import Progress, Prompts, Report
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.text import Text
 
 GAP = "  "  # between two columns of a table
 MIN_CLIPPED_CELLS = 20  # of a clipped column; a table that leaves it less is written row by row

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from latent.cli.app import ConfigPath, Json, app, overrides, settings_of
 from latent.cli.output import gist, printed, progress
 from latent.config import Mode, load
@@ -115,7 +116,7 @@ def evaluate(
     """
     from latent.evaluation import evaluator as use_case
     from latent.evaluation.datasets import read_judgments, read_queries
-    from latent.ingest.scan import suited
+    from latent.ingest.resolve import suited
     from latent.search import How, Table
 
     if itself == (queries is not None) or (queries is None) != (qrels is None):

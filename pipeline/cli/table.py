@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from latent.cli.app import ConfigPath, Json, app, overrides, settings_of
 from latent.cli.output import Grid, looking, printed, progress, runs_of, say, stamp, told
 from latent.config import Config, render
@@ -95,6 +96,8 @@ def run(
     Example: latent run --ray.workers 2
     """
     from latent import flows
+    from latent.ingest import backfill as low_priority
+    from latent.ingest import maintenance
     from latent.ingest import run as use_case
 
     settings = settings_of(config, verbose=verbose)
@@ -111,7 +114,7 @@ def run(
                 backfill=backfill,
             )
         else:
-            work = use_case.backfill if backfill else use_case.embed
+            work = low_priority.backfill if backfill else use_case.embed
             report = work(
                 settings,
                 on_progress,
@@ -121,10 +124,10 @@ def run(
                 sample=sample,
             )
     changed = report.documents.added or report.documents.changed or report.documents.deleted
-    if maintain and (changed or use_case.searches_lag(settings)):
+    if maintain and (changed or maintenance.searches_lag(settings)):
         try:
-            use_case.maintain(settings)
-            report = use_case.report_as_of_now(settings, report)
+            maintenance.maintain(settings)
+            report = maintenance.report_as_of_now(settings, report)
         except PipelineError as error:  # the next run, or another that is under way, does it
             say(f"warning: the run is committed, but the indexes are not up to date: {error}")
     printed(report, as_json, *told(report, planned=False))
@@ -154,7 +157,7 @@ def pause(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) ->
 
     Example: latent pause
     """
-    from latent.ingest import run as use_case
+    from latent.ingest import backfill as use_case
 
     use_case.pause(settings_of(config), paused=True)
     printed({"paused": True}, as_json, "backfills wait; next: latent resume")
@@ -166,7 +169,7 @@ def resume(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
 
     Example: latent resume
     """
-    from latent.ingest import run as use_case
+    from latent.ingest import backfill as use_case
 
     use_case.pause(settings_of(config), paused=False)
     printed({"paused": False}, as_json, "backfills go on")
@@ -218,7 +221,7 @@ def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False)
 
     Example: latent maintain
     """
-    from latent.ingest import run as use_case
+    from latent.ingest import maintenance as use_case
 
     done = use_case.maintain(settings_of(config))
     removed = f"{done.versions_dropped} versions dropped, {done.files_removed} files of unfinished runs removed"
@@ -275,7 +278,7 @@ def rollback(
 
     Example: latent rollback 12
     """
-    from latent.ingest import run as use_case
+    from latent.ingest import rollback as use_case
 
     done = use_case.rollback(settings_of(config), to)
     printed(

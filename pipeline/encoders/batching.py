@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from latent.errors import Failure
 
 ALIKE, FEW = 0.9, 4  # a padded batch takes texts of 0.9 of its longest's length, or a quarter of the budget

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from latent.encoders.encoder import Encoder
 from latent.encoders.library_versions import installed
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
+
 from latent.encoders.batching import ALIKE, Prepared, batches
 from latent.encoders.inputs import PROBE, TextFeatures
 from latent.encoders.quantization_error import Loss, known_loss
 from latent.errors import EngineError, Failure, ModelError, one_line
 from latent.types import LocalModel
-from tokenizers import Tokenizer
 
 log = logging.getLogger("latent")
 Vectors = npt.NDArray[np.float32]

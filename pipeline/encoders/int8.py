@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock
+from sentence_transformers import SentenceTransformer
+
 from latent.encoders.quantization_error import GROUP, Loss, kept_in, known_loss, passages
 from latent.errors import ModelError, one_line
 from latent.types import LocalModel
-from sentence_transformers import SentenceTransformer
 
 LEAST_COSINE = 0.98  # on average: a conversion that loses more has gone wrong
 WEIGHTS = "model.xml"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from latent.encoders.encoder import best_device, quiet
 from latent.encoders.inputs import pair_inputs
 from latent.errors import ModelError, one_line

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+
 from latent.errors import SourceError
 
 Queries = dict[str, str]  # query id → words

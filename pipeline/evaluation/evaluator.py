@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+
 from latent.config import Mode
 from latent.errors import QueryError
 from latent.evaluation.datasets import Judgments, Queries

@@ -5,7 +5,7 @@ from __future__ import annotations
 from latent import store
 from latent.encoders import LEAST_COSINE, TEXTS, Canary, Encoder
 from latent.errors import SpecMismatch
-from latent.ingest.scan import Scene
+from latent.ingest.resolve import Scene
 from latent.types import Spec
 
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import models as model
 from latent import sources as source
 from latent.chunking.passages import make_chunker
 from latent.encoders import Encoder, gpu_count
 from latent.ingest.canary_check import load_encoder
-from latent.ingest.scan import Outlook, Scene, cost_of
+from latent.ingest.resolve import Scene
+from latent.ingest.scan import Outlook, cost_of
 from latent.ingest.worker import cut
 from latent.store import vectors_of
 from latent.types import ChunkCounts, Report, Slice

@@ -15,7 +15,9 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from latent.types import FILES, QUARANTINE, DocumentCounts, FileState, Shard, Slice
+
+from latent.schemas import FILES, QUARANTINE
+from latent.types import DocumentCounts, FileState, Shard, Slice
 
 SHARD_DOCUMENTS = 2048
 SHARD_CHARS = (1 << 16, 1 << 20)  # about 15k to 250k tokens: 4–70 s on one core; large in large runs, to keep fragments few

@@ -9,15 +9,15 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pyarrow as pa
+
 from latent import interruption, store
 from latent.config import Config
 from latent.encoders import loss_of
@@ -25,22 +25,23 @@ from latent.errors import (
     ForeignTable,
     Interrupted,
     PipelineError,
-    QueryError,
     SourceError,
-    SpecMismatch,
     StoreError,
     TableBusy,
     reason_of,
 )
 from latent.ingest.estimate import estimate
-from latent.ingest.scan import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
+from latent.ingest.maintenance import full_text_settings
+from latent.ingest.resolve import Scene, scene, store_of
+from latent.ingest.scan import Outlook, report_of, survey
 from latent.ingest.throttle import Manners
-from latent.ingest.tracker import SLOWEST, Ledger
+from latent.ingest.tracker import Ledger
 from latent.ingest.worker import Job, Worker
 from latent.monitoring import metrics
 from latent.monitoring.exposition import shown_at
-from latent.store import Store, Tuning, Words, new_run_id
-from latent.types import RUNS, ChunkCounts, DocumentCounts, Progress, Report
+from latent.schemas import RUNS
+from latent.store import new_run_id
+from latent.types import ChunkCounts, DocumentCounts, OnProgress, Progress, Report
 from latent.workers import Crew, Engine, MakeWorker
 
 log = logging.getLogger("latent")
@@ -166,91 +167,6 @@ def _record_unstarted(config: Config, started_at: dt.datetime, report: Report, s
     store.write_runs(place, pa.Table.from_pylist([row], schema=RUNS))
 
 
-def backfill(
-    config: Config,
-    on_progress: OnProgress = quiet,
-    *,
-    retry_quarantined: bool = False,
-    allow_deletions: bool = False,
-    change_source: bool = False,
-    sample: float = 1.0,
-    engine: MakeEngine = Engine,
-) -> Report:
-    """`embed` for a job of days: it keeps to a pace and to hours, can be paused, and gives way to other runs of the table.
-
-    It works in turns, each a run of its own; to go on is to plan again. What stands in the way between two turns keeps neither lease nor workers. A run that
-    comes meanwhile leaves to it the files that it has not recorded yet. Raises PipelineError; TableBusy where a backfill is under way.
-    """
-    place = store_of(config)
-    with store.Backfill(place, new_run_id()) as presence:
-        manners, turns = Manners(config, place, presence), list[Report]()
-        while not turns or turns[-1].undone:
-            manners.wait(lambda reason: _tell_waiting(reason, on_progress))
-            if turns:
-                _refuse_other_columns(place, config)
-            try:
-                turn = embed(
-                    config,
-                    on_progress,
-                    retry_quarantined=retry_quarantined and not turns,
-                    allow_deletions=allow_deletions,
-                    change_source=change_source,
-                    sample=sample,
-                    engine=engine,
-                    manners=manners,
-                )
-                turns.append(turn)
-            except TableBusy:  # another run came first
-                if presence.in_the_way() is None:
-                    raise
-    return _summed(turns)
-
-
-def _refuse_other_columns(place: Store, config: Config) -> None:
-    """Raise SpecMismatch where a run of a newer config changed the metadata columns: a backfill of days must not change them back."""
-    held = sorted((store.metadata_fields(place) or pa.schema([])).names)
-    if held != (wanted := sorted(config.source.metadata)):
-        raise SpecMismatch(
-            f"{place.label}: expected metadata columns {wanted}, got {held} from a run that came meanwhile. "
-            "Start the backfill again with the config of that run"
-        )
-
-
-def _tell_waiting(reason: str, on_progress: OnProgress) -> None:
-    log.info("the backfill waits: %s", reason)
-    on_progress(Progress("wait"))
-
-
-def _summed(turns: Sequence[Report]) -> Report:
-    """The report of all turns together."""
-    last, earlier = turns[-1], turns[:-1]
-    documents, chunks = last.documents, last.chunks
-    for turn in earlier:
-        d, c = turn.documents, turn.chunks
-        documents = replace(
-            documents,
-            added=documents.added + d.added,
-            changed=documents.changed + d.changed,
-            unchanged=documents.unchanged - d.added - d.changed,
-            deleted=documents.deleted + d.deleted,
-        )
-        chunks = ChunkCounts(chunks.encoded + c.encoded, chunks.reused + c.reused, chunks.deleted + c.deleted)
-    tokens, seconds = sum(turn.tokens for turn in turns), sum(turn.seconds for turn in turns)
-    return replace(
-        last,
-        documents=documents,
-        chunks=chunks,
-        tokens=tokens,
-        seconds=round(seconds, 2),
-        tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
-        read_seconds=round(sum(turn.read_seconds for turn in turns), 2),
-        encode_seconds=round(sum(turn.encode_seconds for turn in turns), 2),
-        write_seconds=round(sum(turn.write_seconds for turn in turns), 2),
-        cost=round(sum(turn.cost for turn in turns), 4),
-        slowest=tuple(sorted((shard for turn in turns for shard in turn.slowest), key=lambda each: -each.seconds)[:SLOWEST]),
-    )
-
-
 def _moved_on(at: Scene, outlook: Outlook) -> bool:
     """Whether another run committed between the survey and the lease."""
     return bool(at.store.opened().version != (outlook.table_version or 1))  # 1: just created
@@ -307,7 +223,7 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
     engine = workers.enter_context(make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)))
     ledger.workers = engine.workers
     metrics.WORKERS.labels(at.store.name).set(engine.workers)
-    indexing = store.WordIndexing(at.store, _words(at.config))
+    indexing = store.WordIndexing(at.store, full_text_settings(at.config))
     committed = time.monotonic()
     for outcome in engine.work(outlook.plan.shards):
         if outcome is not None:
@@ -325,111 +241,3 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
                 engine.stop()
     indexing.finish()
     return not ledger.undone
-
-
-def record_unchanged(config: Config, report: Report) -> None:
-    """Say in the table of runs that a run found nothing to do: `embed` writes nothing then, and a monitor would think that no run came.
-
-    After `maintain`, which fences what an earlier run left undone: a newest run that ended well is taken to have left nothing.
-    """
-    place = store_of(config)
-    if report.run_id is None or report.run_id in store.read_runs(place)["run_id"].to_pylist():
-        return
-    finished = dt.datetime.now(dt.UTC)
-    row = {
-        "run_id": report.run_id,
-        "status": "done",
-        "started_at": finished - dt.timedelta(seconds=report.seconds),
-        "finished_at": finished,
-        "table_version": report.table_version,
-        "report": json.dumps(asdict(report)),
-    }
-    store.write_runs(place, pa.Table.from_pylist([row], schema=RUNS))
-
-
-@dataclass(frozen=True)
-class Maintained:
-    """What `maintain` did."""
-
-    tuning: Tuning | None  # of vector searches; None: there is no index, every search is exact
-    versions_dropped: int  # of all tables
-    files_removed: int  # written by runs that never committed them
-
-
-def maintain(config: Config) -> Maintained:
-    """Indexes, compaction, then what is kept no longer: see `store.history`. Raises TableBusy while a run is writing."""
-    place = store_of(config)
-    place.opened()
-    with store.sole_writer(place, new_run_id()) as lease:
-        orphans = store.leftovers(place)
-        tuning = update_indexes(config)
-        return Maintained(tuning, *store.clean_up(place, lease, orphans))
-
-
-def report_as_of_now(config: Config, report: Report) -> Report:
-    """The report with the newest version of the table, once indexes have made further ones; so it stands in the table of runs too."""
-    place = store_of(config)
-    report = replace(report, table_version=int(place.opened().version))
-    rows = [row for row in store.read_runs(place).to_pylist() if row["run_id"] == report.run_id]
-    with suppress(StoreError):  # a diary: the next run writes it anew
-        for row in rows:
-            told = {"table_version": report.table_version, "report": json.dumps(asdict(report))}
-            store.write_runs(place, pa.Table.from_pylist([row | told], schema=RUNS))
-    return report
-
-
-def update_indexes(config: Config) -> Tuning | None:
-    """Indexes and compaction, as the config wants them. Under the lease."""
-    return store.update_indexes(store_of(config), config.index.recall, _words(config))
-
-
-def _words(config: Config) -> Words | None:
-    index = config.index
-    return Words(index.language, index.stem, index.stop_words) if index.full_text else None
-
-
-def pause(config: Config, *, paused: bool) -> None:
-    """Have backfills of the table wait, or go on. Raises StoreError where there is no table."""
-    store.pause(store_of(config), paused=paused)
-
-
-def searches_lag(config: Config) -> bool:
-    """Whether indexes are behind or absent: the run that changed rows was killed before it brought them up to date."""
-    place = store_of(config)
-    behind = any(index.behind for index in store.indexes(place) if index.kind != "BTree")  # trees may stay a little behind
-    return behind or not store.Reading(place).settled(full_text=config.index.full_text)
-
-
-@dataclass(frozen=True)
-class RolledBack:
-    """What `rollback` did."""
-
-    run_id: str  # of the rollback itself
-    restored: int  # the version the table is as it was at
-    table_version: int  # the new version that is so
-    documents: int
-    chunks: int
-
-
-def rollback(config: Config, to: str) -> RolledBack:
-    """Make the table, file states and quarantine included, what it was at a version, or when a run had ended.
-
-    Nothing is lost by it: the present state stays as a version like the others. Raises QueryError where there is no such run or version, TableBusy.
-    """
-    place = store_of(config)
-    place.opened(any_maker=True)  # also where another program put its own in place of ours
-    version = version_of(place, to)
-    run_id = new_run_id()
-    with store.sole_writer(place, run_id, version=version) as lease:
-        done = store.restore(place, lease, version, f"rollback to version {version}")
-        update_indexes(config)  # those of another model's vectors stay behind
-        return RolledBack(run_id, version, done, store.state_of(place).held.num_rows, place.opened().count_rows())
-
-
-def version_of(place: Store, to: str) -> int:
-    """The version that is meant by its number, or by the run at the end of which it stood. Raises QueryError where there is no such run."""
-    rows = store.read_runs(place).to_pylist()
-    runs = {row["run_id"]: row["table_version"] for row in rows if row["status"] != "running" and row["table_version"] is not None}
-    if to not in runs and not re.fullmatch("[0-9]{1,18}", to):  # Lance counts in 64 bits
-        raise QueryError(f"no run {to!r} of {place.label}: give a version's number or a run, 'latent status' lists both")
-    return int(runs.get(to, to))

@@ -8,7 +8,8 @@ from typing import Any
 
 from latent import store
 from latent.config import Config
-from latent.ingest.scan import reasons_of, scene, store_of
+from latent.ingest.resolve import scene, store_of
+from latent.ingest.scan import reasons_of
 from latent.monitoring.metrics import LastRun, TableFigures
 from latent.store import Store, Tuning, Version
 from latent.types import Prompts

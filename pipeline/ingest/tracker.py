@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import interruption, store
 from latent.encoders import Canary
 from latent.errors import PipelineError
 from latent.ingest.canary_check import compare
-from latent.ingest.scan import Outlook, Scene, cost_of, reasons_of, report_of, same_rows
+from latent.ingest.resolve import Scene
+from latent.ingest.scan import Outlook, cost_of, reasons_of, report_of, same_rows
 from latent.ingest.worker import quarantine_rows
 from latent.monitoring import metrics
+from latent.schemas import QUARANTINE, RUNS
 from latent.store import Change, Lease, Side
-from latent.types import QUARANTINE, RUNS, ChunkCounts, DocumentCounts, Progress, Receipt, Report, ShardTime
+from latent.types import ChunkCounts, DocumentCounts, Progress, Receipt, Report, ShardTime
 from latent.workers import Casualty, Finished
 
 log = logging.getLogger("latent")

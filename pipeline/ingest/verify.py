@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import sources as source
 from latent import store
 from latent.config import Config
 from latent.errors import PipelineError, SourceError, StoreError, UnreadableFile
 from latent.ingest.canary_check import load_encoder
 from latent.ingest.plan import DUPLICATE
-from latent.ingest.scan import Scene, followed
+from latent.ingest.resolve import Scene, followed
 from latent.store import State
 from latent.types import FileState, Spec, digest
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import models as model
 from latent import sources as source
 from latent.chunking.passages import Chunker, chunk_documents, make_chunker
@@ -21,9 +22,10 @@ from latent.config import Config
 from latent.encoders import Canary, Encoder
 from latent.errors import Failure, SpecMismatch, UnreadableFile
 from latent.ingest.canary_check import compare
+from latent.schemas import QUARANTINE, table_schema
 from latent.sources.formats import format_of
 from latent.store import Store, vectors_of, write_fragments
-from latent.types import QUARANTINE, LocalModel, Receipt, Shard, Spec, table_schema
+from latent.types import LocalModel, Receipt, Shard, Spec
 from latent.workers import Claims
 
 NO_PASSAGE = Failure("no passage: the tokenizer finds no token in it")

@@ -19,11 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
-from latent.monitoring.hosts import guarded
 from prometheus_client import CollectorRegistry, Metric, generate_latest, make_wsgi_app, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+
+from latent.monitoring.hosts import guarded
 
 log = logging.getLogger("latent")
 WRITE_S = 2.0

@@ -32,11 +32,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from latent.errors import PipelineError
-from latent.types import Progress, Receipt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from latent.errors import PipelineError
+from latent.types import Progress, Receipt
 
 log = logging.getLogger("latent")
 FRESH_S = 30.0  # the table is read at most so often

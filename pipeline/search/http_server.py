@@ -26,6 +26,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.cors import CORSMiddleware
+
 from latent import interruption
 from latent.config import Mode, Search
 from latent.errors import ConfigError, PipelineError, QueryError
@@ -35,10 +40,6 @@ from latent.monitoring.metrics import TableCollector
 from latent.search import Table
 from latent.search.middleware import REQUEST_ID, LimitedBody, RequestLog, ServedHosts
 from latent.serialization import to_json
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.registry import Collector
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.middleware.cors import CORSMiddleware
 
 TOKEN = "LATENT_SEARCH_TOKEN"  # noqa: S105  the variable's name
 MOST_K = 1000

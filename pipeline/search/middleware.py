@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Sequence
 
 from fastapi import HTTPException, Request, Response
-from latent.monitoring.hosts import REFUSED, is_served
-from latent.serialization import to_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from latent.monitoring.hosts import REFUSED, is_served
+from latent.serialization import to_json
 
 log = logging.getLogger("latent.access")
 MAX_BODY_BYTES = 64 << 10

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from latent.types import SCORE
+
+from latent.schemas import SCORE
 
 
 def first_of_each_document(rows: pa.Table) -> pa.Table:

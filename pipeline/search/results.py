@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-from latent.types import LANCE_COLUMNS, OWN_COLUMNS, SCORE
+
+from latent.schemas import LANCE_COLUMNS, OWN_COLUMNS, SCORE
 
 NOT_METADATA = OWN_COLUMNS | LANCE_COLUMNS | {SCORE}
 OWN_KEYS = frozenset(["rank", "score", "before", "after", "metadata"])  # of a flat hit; a metadata column may be called so

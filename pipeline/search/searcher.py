@@ -15,18 +15,19 @@ from typing import Any, TypedDict, Unpack, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from latent import models as model
 from latent.config import Config, Mode, Search, load
 from latent.encoders import Encoder, Reranker
 from latent.errors import PipelineError, QueryError
 from latent.ingest.canary_check import load_encoder
-from latent.ingest.scan import Scene, same_vectors, scene
+from latent.ingest.resolve import Scene, same_vectors, scene
+from latent.schemas import SCORE
 from latent.search.integrations import langchain_retriever, llama_index_retriever
 from latent.search.mmr import diverse, first_of_each_document
 from latent.search.results import Hit, hits, places_around, with_context
 from latent.search.vector_arithmetic import combined
 from latent.store import Condition, Reading, Store
-from latent.types import SCORE
 
 log = logging.getLogger("latent")
 MOST_HITS = 10_000

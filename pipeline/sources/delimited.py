@@ -9,9 +9,10 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 
+from pyarrow import fs
+
 from latent.errors import OtherColumns, UnreadableFile
 from latent.sources.records import BUFFER_BYTES, BadRow, Columns, Format, Record, open_bytes, record, require
-from pyarrow import fs
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEADER_BYTES = 64 << 10

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
+
 from latent.errors import SourceUnreachable, UnreadableFile
+from latent.schemas import DOCUMENT_FIELDS, SIGHTINGS, column_key
 from latent.sources.charsets import NUL
 from latent.sources.formats import DAMAGED, FORMATS, format_of
 from latent.sources.listing import Origin, current_state, first_line
 from latent.sources.records import BadRow, Columns, Format, Record, Unfit
 from latent.sources.values import convert
-from latent.types import DOCUMENT_FIELDS, SIGHTINGS, FileState, Slice, column_key, digest
+from latent.types import FileState, Slice, digest
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARS = 8 << 20  # a batch ends past this, so that long documents do not add up

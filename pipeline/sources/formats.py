@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+from pyarrow import fs
+
 from latent.sources import charsets
 from latent.sources.delimited import CSV, header_of
 from latent.sources.jsonl import JSONL, SAMPLE_ROWS, keys_of
 from latent.sources.parquet import PARQUET, read_schema
 from latent.sources.records import COMPRESSED, Columns, Format, Record, Unfit, open_bytes, open_raw
-from pyarrow import fs
 
 SUFFIXES = {
     ".parquet": "parquet",

@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pyarrow as pa
+
 from latent.errors import OtherColumns, SourceError, UnreadableFile
+from latent.schemas import DOCUMENT_FIELDS, LANCE_COLUMNS, OWN_COLUMNS
 from latent.sources.documents import damage_named
 from latent.sources.formats import FORMATS, PLAIN, format_of
 from latent.sources.listing import Origin
 from latent.sources.parquet import check_columns, read_schema, stored_type
 from latent.sources.records import NESTING, BadRow, Columns, lacking
 from latent.sources.values import UNFIT, convert, writings
-from latent.types import DOCUMENT_FIELDS, LANCE_COLUMNS, OWN_COLUMNS, FileState
+from latent.types import FileState
 
 log = logging.getLogger("latent")
 FILES, ROWS = 64, 8_000

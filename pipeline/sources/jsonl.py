@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
+from pyarrow import fs
+
 from latent.errors import UnreadableFile
 from latent.sources.records import NESTING, BadRow, Columns, Format, Record, Unfit, open_bytes, record, require
-from pyarrow import fs
 
 SAMPLE_ROWS, SAMPLE_BYTES = 1000, 8 << 20  # in which id and text must occur
 LINE_BYTES = 512 << 20  # at most: what is longer is no line of documents, and would have to be held whole

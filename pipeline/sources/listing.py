@@ -13,11 +13,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
+from pyarrow import fs
+
 from latent.errors import SourceError, SourceUnreachable, shown
 from latent.sources.formats import format_of
 from latent.sources.walk import Entry, walk
 from latent.types import FileState
-from pyarrow import fs
 
 # Two writes within one tick of the clock that stamps files leave the same time on both. A listing waits until the
 # youngest stamp is past, so that any later write shows.

@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
+
 from latent.errors import OtherColumns
 from latent.sources.records import NESTING, Columns, Format, Record, Unfit, record, require
-from pyarrow import fs
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 16 << 20  # whichever is less
 STRING = pa.string()

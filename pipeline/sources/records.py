@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
+from pyarrow import fs
+
 from latent.errors import OtherColumns, UnreadableFile
 from latent.sources import charsets
-from pyarrow import fs
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 BUFFER_BYTES = 1 << 20

@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 
 from lance import LanceDataset
 from lance.commit import CommitConflictError
+
 from latent.errors import StoreError, TableBusy
 from latent.store.dataset import create_runs, opened_runs
 from latent.store.lease import KEY, POLL_S, RENEW_S, WAITING, Holder, Lease, Signs, alive, new_run_id, put, sign_of

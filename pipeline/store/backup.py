@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from lance.file import LanceFileSession
+
 from latent.errors import ForeignTable, StoreError
 from latent.store.failures import lance_errors
 from latent.store.ownership import DERIVED, SIDES, Derived, Side, Store, identity_of, mark_of

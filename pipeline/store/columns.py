@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 from lance import LanceDataset, LanceOperation
+
 from latent.errors import SpecMismatch, StoreError, TableBusy, shown
+from latent.schemas import COLUMN_KEY, OWN_COLUMNS, is_owned, owned
 from latent.store.commits import ATTEMPTS, MESSAGE, PAUSE_S, make_version, refuse_foreign
 from latent.store.dataset import SOURCE_KEY
 from latent.store.failures import lance_errors
 from latent.store.lease import Lease
 from latent.store.ownership import Store
-from latent.types import COLUMN_KEY, OWN_COLUMNS, is_owned, owned
 
 log = logging.getLogger("latent")
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance import LanceDataset, LanceOperation, Transaction
 from lance.fragment import FragmentMetadata
+
 from latent.errors import StoreError
 from latent.store.dataset import named, naming, write_side
 from latent.store.failures import lance_errors

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as t
+
 from latent.errors import QueryError
 
 # SQL; or column → what it may hold:

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 
 import lance
 import pyarrow as pa
+
 from latent.errors import StoreError
+from latent.schemas import FILES, HELD, QUARANTINE, RUNS, table_schema
 from latent.store.failures import lance_errors
 from latent.store.ownership import (
     DERIVED,
@@ -30,7 +32,7 @@ from latent.store.ownership import (
     mark_of,
     marked,
 )
-from latent.types import FILES, HELD, QUARANTINE, RUNS, Spec, digest, table_schema
+from latent.types import Spec, digest
 
 FORMER_KEY = b"latent.former"  # specs that the table had before it was migrated
 SOURCE_KEY = b"latent.source"  # whose documents the table holds

@@ -11,6 +11,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent.errors import StoreError
 from latent.store import codec as codecs
 from latent.store.codec import Codec

@@ -17,6 +17,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 from lance.file import LanceFileSession
+
 from latent.store.conditions import condition
 from latent.store.failures import lance_errors
 from latent.store.folding import index_form, query_form

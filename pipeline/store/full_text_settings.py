@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+
 from latent.store.folding import SPACELESS, folded, index_form, query_form
 
 WORDS_KEY = "latent.words"

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from latent.schemas import OWN_COLUMNS
 from latent.store.failures import lance_errors
 from latent.store.full_text_index import index_words, missed_by_words
 from latent.store.full_text_settings import Words
 from latent.store.ownership import Store
 from latent.store.reader import INDEXED_FROM, TUNING_KEY, Reading, Tuning, connected, read_tuning
 from latent.store.tuning import Trial, check, draw, tune
-from latent.types import OWN_COLUMNS
 
 MEASURED_AGAIN = 0.1  # of the rows are new since the last measurement
 TRAINED_AGAIN = 2  # times the rows that the index was trained on

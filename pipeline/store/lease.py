@@ -30,6 +30,7 @@ from typing import Self
 
 from lance import LanceDataset, LanceOperation, Transaction
 from lance.commit import CommitConflictError
+
 from latent.errors import StoreError, TableBusy
 from latent.store.dataset import drop_versions, opened_runs
 from latent.store.failures import lance_errors

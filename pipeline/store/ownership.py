@@ -12,9 +12,10 @@ from typing import Literal, get_args
 
 import lance
 import pyarrow as pa
+
 from latent.errors import ForeignTable, TableMissing, shown
+from latent.schemas import FILES, QUARANTINE, RUNS
 from latent.store.failures import lance_errors
-from latent.types import FILES, QUARANTINE, RUNS
 
 TABLE_KEY = b"latent.table"  # the main table's identity, made with it
 OWNER_KEY = b"latent.owner"  # of a table beside it: the identity of the main table that it belongs to

@@ -17,13 +17,15 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent.errors import QueryError, StoreError
+from latent.schemas import SCORE
 from latent.store.conditions import Condition, condition
 from latent.store.derived import Codes, read_codes, same_rows
 from latent.store.failures import lance_errors, one_line
 from latent.store.full_text_settings import WORDS_KEY, WordQuery, Words, indexed_in_memory
 from latent.store.ownership import SPEC_KEY, Store
-from latent.types import SCORE, Spec
+from latent.types import Spec
 
 INDEXED_FROM = 10_000  # rows; below, exact search is as fast
 FEW_ROWS = 20_000  # that meet a filter: compared one by one, in some 20 ms; an index would look at many that do not meet it

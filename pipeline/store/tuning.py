@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import lance
 import numpy as np
+
+from latent.schemas import SCORE
 from latent.store.reader import Reading, Tuning, matrix
-from latent.types import SCORE
 
 QUERIES = 200
 FIRST = 50  # after so many it shows where an effort is hopeless

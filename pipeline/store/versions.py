@@ -19,6 +19,7 @@ from itertools import takewhile
 import pyarrow as pa
 from lance import LanceDataset, LanceOperation
 from lance.file import LanceFileSession
+
 from latent.errors import StoreError
 from latent.store.commits import ATTEMPTS, CHANGES_ROWS, MESSAGE, PAUSE_S, make_version, written
 from latent.store.dataset import (

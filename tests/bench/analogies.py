@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from latent import load, open_table
-from latent.analysis.analogies import analogies
-from latent.ingest import run
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from latent import load, open_table
+from latent.analysis.analogies import analogies
+from latent.ingest import run
 
 QUESTIONS = Path(__file__).parents[3] / "shared/data/google-analogy/questions.parquet"
 VOCABULARY = 30_000

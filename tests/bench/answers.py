@@ -14,12 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from test_scifact import look_through_an_index
+
 from latent import load, open_table
 from latent.evaluation.datasets import read_judgments, read_queries
 from latent.evaluation.evaluator import evaluate
-from latent.ingest import run
+from latent.ingest import maintenance, run
 from latent.search import How
-from test_scifact import look_through_an_index
 
 SETTINGS = """[source]
 uri = "{collection}/corpus.parquet"
@@ -40,7 +41,7 @@ def main() -> None:
         path.write_text(SETTINGS.format(collection=collection, reranker=reranker))
         config = load(path)
         report = run.embed(config)
-        run.maintain(config)
+        maintenance.maintain(config)
         print(f"{collection.name}: {report.documents.added} documents, {len(queries)} queries")
         print(f"{'':24} nDCG@10  recall@100  p50 ms  p95 ms")
 

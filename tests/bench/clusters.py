@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.metrics import v_measure_score
+
 from latent import load
 from latent.analysis.clustering.cluster_table import cluster
 from latent.ingest import run
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 from latent.store import matrix
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.metrics import v_measure_score
 
 COLLECTION = Path(__file__).parents[3] / "shared/data/20newsgroups"
 CORPORA = {  # table → file, text, metadata

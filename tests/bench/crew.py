@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 import numpy as np
+
 from latent import load, store
 from latent.ingest import plan, run
 from latent.types import Receipt, Shard
@@ -85,6 +86,7 @@ class Crowd(Engine):
 
     def _hire(self) -> None:
         import ray
+
         from latent.workers.dedup import CLAIMS, Book
         from latent.workers.pool import _Seat
 

@@ -16,10 +16,11 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import load
 from latent.analysis.drift.compare_versions import Drift, drift
 from latent.config import Config
-from latent.ingest.scan import store_of
+from latent.ingest.resolve import store_of
 
 TRIES = 20
 FOREIGN = 0.05

@@ -25,8 +25,9 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import numpy as np
 from corpora import MODEL, corpora, tokenizer
-from latent.models import resolve
 from report import kept, print_table
+
+from latent.models import resolve
 
 SIZES = {"short": 24_000, "passages": 1_600, "mixed": 4_000}  # documents: a minute or so of the script on 2 cores
 FILE_DOCUMENTS = 1_000

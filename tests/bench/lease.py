@@ -19,8 +19,9 @@ import lance
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import Desk, HereAndNow, save_small_model, words
-from latent.ingest import run
-from latent.ingest.scan import store_of
+
+from latent.ingest import maintenance
+from latent.ingest.resolve import store_of
 from latent.store import Lease, lease
 from latent.store import versions as history
 
@@ -49,7 +50,7 @@ def measured(folder: Path, renewals: int) -> list[str]:
         each = (time.perf_counter() - started) / renewals
     left = len(lance.dataset(place.path("runs")).version_refs())
     started = time.perf_counter()
-    run.maintain(desk.config)
+    maintenance.maintain(desk.config)
     return [str(renewals), f"{each * 1000:.1f}", str(left), f"{time.perf_counter() - started:.2f}"]
 
 

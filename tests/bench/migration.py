@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
 from latent import Table, open_table
 
 LATENT = str(Path(sys.executable).with_name("latent"))

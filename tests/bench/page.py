@@ -18,10 +18,11 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+from playwright.sync_api import Page, sync_playwright
+
 from latent import load
 from latent.analysis.projection import map_table as maps
 from latent.config import Config
-from playwright.sync_api import Page, sync_playwright
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 from test_map import CHROMIUM, DRAWN_BY_THE_CPU

@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 import pyarrow as pa
+
 from latent import load
 from latent.ingest import run
 from latent.ingest.worker import Worker, _Made

@@ -21,9 +21,10 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import lance
 import numpy as np
 import pyarrow as pa
+
+from latent.schemas import FILES, HELD
 from latent.sources import list_files, locate
 from latent.store.dataset import Store, write_side
-from latent.types import FILES, HELD
 
 # The corpus that is reckoned with.
 PASSAGE_TOKENS = 200

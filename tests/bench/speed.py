@@ -29,8 +29,9 @@ from typing import Any, Self
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import numpy as np
 from corpora import MODEL, corpora, tokenizer
-from latent.models import resolve
 from report import kept, print_table
+
+from latent.models import resolve
 
 SIZES = {"short": 2000, "passages": 100, "mixed": 300}  # texts: some 5 s of the slowest on 2 cores
 Encode = Callable[[list[str]], np.ndarray]

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from conftest import HereAndNow, words
 from lan import COMMON
-from latent.config import load
-from latent.ingest import run
-from latent.ingest import scan as survey
-from latent.ingest.verify import verify
 from nodes import DRIVER, HEAD, HEAD_ADDRESS, NODES, STORE_ADDRESS, Cluster, Run, put, wait_until
 from picture import Picture, difference, picture
+
+from latent.config import load
+from latent.ingest import resolve, run
+from latent.ingest import scan as survey
+from latent.ingest.verify import verify
 
 FILES, DOCUMENTS = 9, 450  # some 110 shards of 64 kB
 SLOW_S, SLOWER_S, FAST_S = 1.5, 8.0, 0.2  # what the store takes for a fragment; patience with it ends after 20 s
@@ -67,7 +68,7 @@ class Ground:
         config = self._folder / "clean.toml"
         config.write_text(self._settings(str(self._folder / "clean"), {}))
         run.embed(load(config), engine=HereAndNow)
-        return picture(survey.store_of(load(config)))
+        return picture(resolve.store_of(load(config)))
 
     def config(self, bucket: str, **ray: object) -> Path:
         """Of a table in a bucket of its own, encoded by the cluster."""
@@ -151,12 +152,12 @@ class Bout:
 def judge(ground: Ground, config: Path, to: Outcome) -> None:
     """The table against the clean run's, and nothing left to do."""
     settings = load(config)
-    found = difference(picture(survey.store_of(settings)), ground.clean)
+    found = difference(picture(resolve.store_of(settings)), ground.clean)
     to.lost += found.lost
     to.doubled += found.doubled
     to.wrong += found.wrong
     to.wrong += [f"verify: {check.name}: {check.detail}" for check in verify(settings) if not check.ok]
-    outlook = survey.survey(survey.scene(settings), "again", run.quiet)
+    outlook = survey.survey(resolve.scene(settings), "again", run.quiet)
     if outlook.plan or outlook.sides_change:
         to.wrong.append(f"there is still something to do: {outlook.plan.documents}")
 

@@ -225,9 +225,10 @@ def _condition(errand: Errand) -> None:
 
 def _command(errand: Errand) -> None:
     from conftest import HereAndNow
+
     from latent import migration as migrate
     from latent.config import load
-    from latent.ingest import run
+    from latent.ingest import maintenance, rollback, run
     from latent.workers import Engine
 
     def with_ray(crew: Any, make_worker: Any, shards: int) -> Engine:
@@ -235,9 +236,9 @@ def _command(errand: Errand) -> None:
 
     config = load(errand.config)
     if errand.command == "maintain":
-        run.maintain(config)
+        maintenance.maintain(config)
     elif errand.command == "rollback":
-        run.rollback(config, str(errand.version))
+        rollback.rollback(config, str(errand.version))
     elif errand.command == "migrate":
         migrate.migrate(config, {"name": errand.model}, switch=True, engine=HereAndNow)
     else:

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import words
 from driver import Child, Errand
-from latent.config import load
-from latent.ingest.scan import store_of
-from latent.store import Store
 from picture import COLUMNS, Picture, picture
+
+from latent.config import load
+from latent.ingest.resolve import store_of
+from latent.store import Store
 
 Document = dict[str, object]
 Revision = Mapping[str, list[Document]]

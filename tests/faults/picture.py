@@ -10,6 +10,7 @@ from pathlib import Path
 import lancedb
 import numpy as np
 import pyarrow as pa
+
 from latent.ingest.plan import DUPLICATE
 from latent.store import Store
 from latent.store.dataset import named, read_side

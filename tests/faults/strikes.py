@@ -19,12 +19,13 @@ from typing import Literal
 
 from driver import POINTS, Child, Errand
 from ground import Ground, store
-from latent.config import load
-from latent.ingest import run
-from latent.ingest import scan as survey
-from latent.ingest.verify import verify
 from picture import Picture, difference, picture, unnamed_files
 from reader import Findings, Reader
+
+from latent.config import load
+from latent.ingest import maintenance, resolve, run
+from latent.ingest import scan as survey
+from latent.ingest.verify import verify
 
 Command = Literal["run", "maintain", "rollback", "migrate"]
 Victim = Literal["driver", "worker", "node"]
@@ -160,10 +161,10 @@ def judge(clean: Picture, place: Path, to: Findings) -> None:
     to.doubled += found.doubled
     to.wrong += found.wrong
     to.wrong += [f"verify: {check.name}: {check.detail}" for check in verify(config) if not check.ok]
-    outlook = survey.survey(survey.scene(config), "again", run.quiet)
+    outlook = survey.survey(resolve.scene(config), "again", run.quiet)
     if not outlook.nothing_to_do:
         to.wrong.append(f"there is still something to do: {outlook.plan.documents}")
-    run.maintain(config)
+    maintenance.maintain(config)
     to.wrong += [f"left over on disk: {name}" for name in unnamed_files(table)]
     found = difference(picture(table), clean)
     to.wrong += [f"after clean-up: {what}" for what in (*found.lost, *found.doubled, *found.wrong)]

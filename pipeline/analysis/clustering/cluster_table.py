@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import store
 from latent.analysis.clustering import algorithm as groups
 from latent.analysis.clustering.algorithm import NOISE, Centres
 from latent.config import Config
 from latent.errors import ConfigError, QueryError, one_line
+from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.ingest.scan import OnProgress, store_of
 from latent.store import Store, Worked
-from latent.types import Progress
+from latent.types import OnProgress, Progress
 
 SAMPLE = 100_000  # rows that centres are found on: 150 MB of vectors of 384 numbers
 GROWN = 2.0  # times the rows that the number of clusters was chosen for: it is chosen anew

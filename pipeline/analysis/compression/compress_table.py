@@ -11,19 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
 from latent import store
 from latent.analysis.projection.map_table import COLOURS, picture_metadata, require_picture
 from latent.config import Config
 from latent.errors import ConfigError, QueryError
 from latent.evaluation.datasets import Judgments, Queries
 from latent.evaluation.ranking_metrics import DEPTH, means, score
+from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.ingest.scan import OnProgress, store_of
 from latent.search import Table
 from latent.store import RESCORED, Store
 from latent.store import codec as codecs
 from latent.store.codec import Codec, Layer
-from latent.types import Progress
+from latent.types import OnProgress, Progress
 
 LEARNT = 50_000  # rows
 ASKED = 200  # rows that are asked for their nearest others, left out of what is learnt from

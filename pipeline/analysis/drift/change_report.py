@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+
 from latent.analysis.drift.compare_versions import Drift
 from latent.analysis.drift.statistics import FALSE_ALARMS, MATTERS
 from latent.analysis.projection.coordinates import LEAST, Plane

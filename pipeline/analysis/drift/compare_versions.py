@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import store
 from latent.analysis.clustering import algorithm as groups
 from latent.analysis.clustering.algorithm import Centres
@@ -19,10 +20,11 @@ from latent.analysis.drift import statistics as tests
 from latent.analysis.drift.statistics import Finding
 from latent.config import Config
 from latent.errors import QueryError, StoreError
-from latent.ingest.run import quiet, version_of
-from latent.ingest.scan import OnProgress, same_vectors, store_of
+from latent.ingest.resolve import same_vectors, store_of
+from latent.ingest.rollback import version_of
+from latent.ingest.run import quiet
 from latent.store import Store
-from latent.types import Progress
+from latent.types import OnProgress, Progress
 
 SAMPLED = 20_000  # passages of each version, to find topics in
 REFERENCE = 20_000  # documents before that those that came are compared with

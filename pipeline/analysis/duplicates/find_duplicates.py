@@ -15,16 +15,18 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from latent import store
 from latent.analysis.clustering.cluster_table import SAMPLE
 from latent.analysis.duplicates import neighbors as neighbours
 from latent.analysis.duplicates.neighbors import Cells
 from latent.config import Config
 from latent.errors import QueryError
+from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.ingest.scan import OnProgress, store_of
+from latent.schemas import SPARED
 from latent.store import Store
-from latent.types import SPARED, Progress
+from latent.types import OnProgress, Progress
 
 CHECKED = 500  # rows that are compared with all, to see how many cells must be looked at
 OUTLIERS = 100

@@ -6,9 +6,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from latent.errors import ConfigError
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+
+from latent.errors import ConfigError
 
 DIMENSIONS = 50  # principal components that neighbours are looked for in: they hold most of what 384 numbers do
 NEIGHBOURS = 15

@@ -22,19 +22,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.cluster.hierarchy import fcluster, linkage
+
 from latent import interruption, store
 from latent.analysis.clustering.cluster_table import cluster
 from latent.analysis.projection.coordinates import LEAST, Plane
 from latent.config import Config
 from latent.errors import ConfigError, QueryError, StoreError
+from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.ingest.scan import OnProgress, store_of
 from latent.monitoring.hosts import is_served
 from latent.outputs import MARK, require_replaceable
 from latent.rendering import printable_line
+from latent.schemas import OWN_COLUMNS
 from latent.store import Store
-from latent.types import OWN_COLUMNS, Progress
-from scipy.cluster.hierarchy import fcluster, linkage
+from latent.types import OnProgress, Progress
 
 FITTED = 100_000  # rows that the plane is fitted on, in some two minutes on one core; others are placed on it
 PAGE_CHARS = 2_000  # of a passage, on the page
