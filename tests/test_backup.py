@@ -20,7 +20,7 @@ from latent.ingest import maintenance, run
 from latent.ingest.resolve import store_of
 from latent.ingest.verify import verify
 from latent.store import Store
-from latent.store import versions as history
+from latent.store import version_history as history
 
 pytest.importorskip("moto")
 

@@ -29,7 +29,7 @@ from latent.store import backfill_lock as courtesy
 from latent.store import commits as raw
 from latent.store import dataset as tables
 from latent.store import lease as leases
-from latent.store import versions as history
+from latent.store import version_history as history
 from latent.types import Shard
 from latent.workers import Casualty, Finished
 

@@ -61,7 +61,7 @@ from latent.store.indexes import Index, indexes, missed_by_indexes, update_index
 from latent.store.lease import Lease, new_run_id
 from latent.store.ownership import Side, Store
 from latent.store.reader import FEW_ROWS, RESCORED, Reading, Tuning, matrix, read_tuning
-from latent.store.versions import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
+from latent.store.version_history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
 
 __all__ = [
     "FEW_ROWS",

@@ -23,7 +23,7 @@ from conftest import Desk, HereAndNow, save_small_model, words
 from latent.ingest import maintenance
 from latent.ingest.resolve import store_of
 from latent.store import Lease, lease
-from latent.store import versions as history
+from latent.store import version_history as history
 
 
 def main(renewals: int) -> None:

@@ -54,7 +54,7 @@ POINTS = {
     "mid-making": Point("lance", "write_dataset", "within", "*.lance/*"),
     "mid-lease": Point("latent.store.lease:Lease", "_take", "within", "*.runs.lance/_*"),
     "leased": Point("latent.store.lease:Lease", "_take", "after"),
-    "fenced": Point("latent.store.versions", "fence", "after"),
+    "fenced": Point("latent.store.version_history", "fence", "after"),
     "run noted": Point("latent.store", "write_runs", "after"),
     "encoded": Point("latent.encoders:Encoder", "attempt", "after"),
     "mid-fragment": Point("latent.ingest.worker", "write_fragments", "within", "*.lance/data"),
@@ -80,10 +80,10 @@ POINTS = {
     "versions dropped": Point("lance:LanceDataset", "cleanup_old_versions", "after"),
     "orphan removed": Point("lance.file:LanceFileSession", "delete_file", "after"),
     "before restore": Point("latent.store", "restore", "before"),
-    "fence or restore: sides": Point("latent.store.versions", "write_side", "after"),
-    "fence or restore: checked": Point("latent.store.versions", "make_version", "before"),
-    "fence or restore: version": Point("latent.store.versions", "make_version", "within", "*.lance/_versions"),
-    "fence or restore: any instant": Point("latent.store.versions", "make_version", "within"),
+    "fence or restore: sides": Point("latent.store.version_history", "write_side", "after"),
+    "fence or restore: checked": Point("latent.store.version_history", "make_version", "before"),
+    "fence or restore: version": Point("latent.store.version_history", "make_version", "within", "*.lance/_versions"),
+    "fence or restore: any instant": Point("latent.store.version_history", "make_version", "within"),
     "restored": Point("latent.store", "restore", "after"),
     "both compared": Point("latent.migration", "evaluate", "after"),
     "before switch": Point("latent.store", "switch", "before"),
@@ -210,7 +210,7 @@ def _condition(errand: Errand) -> None:
     """Small shards, many commits, a short lease, a wrong clock: so that a small table in a short time sees what a large one does in a month."""
     from latent.ingest import plan, run
     from latent.store import lease
-    from latent.store import versions as history
+    from latent.store import version_history as history
 
     logging.basicConfig(level=logging.ERROR)
     plan.SHARD_DOCUMENTS, run.COMMIT_S = errand.shard_documents, errand.commit_s
