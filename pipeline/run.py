@@ -39,7 +39,7 @@ from pipeline.exposition import shown_at
 from pipeline.ledger import SLOWEST, Ledger
 from pipeline.manners import Manners
 from pipeline.schema import RUNS, ChunkCounts, DocumentCounts, Progress, Report
-from pipeline.store import Store, Tuning, Words, new_run_id
+from pipeline.store import Lease, Store, Tuning, Words, new_run_id
 from pipeline.survey import OnProgress, Outlook, Scene, report_of, scene, store_of, survey
 from pipeline.worker import Job, Worker
 
@@ -307,7 +307,7 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
     engine = workers.enter_context(make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)))
     ledger.workers = engine.workers
     metrics.WORKERS.labels(at.store.name).set(engine.workers)
-    indexing = store.WordIndexing(at.store, _words(at.config))
+    indexing = store.WordIndexing(at.store, ledger.lease, _words(at.config))
     committed = time.monotonic()
     for outcome in engine.work(outlook.plan.shards):
         if outcome is not None:
@@ -362,7 +362,7 @@ def maintain(config: Config) -> Maintained:
     place.opened()
     with store.sole_writer(place, new_run_id()) as lease:
         orphans = store.leftovers(place)
-        tuning = update_indexes(config)
+        tuning = update_indexes(config, lease)
         return Maintained(tuning, *store.clean_up(place, lease, orphans))
 
 
@@ -378,9 +378,9 @@ def report_as_of_now(config: Config, report: Report) -> Report:
     return report
 
 
-def update_indexes(config: Config) -> Tuning | None:
-    """Indexes and compaction, as the config wants them. Under the lease."""
-    return store.update_indexes(store_of(config), config.index.recall, _words(config))
+def update_indexes(config: Config, lease: Lease) -> Tuning | None:
+    """Indexes and compaction, as the config wants them. Raises TableBusy where the lease is lost meanwhile."""
+    return store.update_indexes(store_of(config), lease, config.index.recall, _words(config))
 
 
 def _words(config: Config) -> Words | None:
@@ -422,7 +422,7 @@ def rollback(config: Config, to: str) -> RolledBack:
     run_id = new_run_id()
     with store.sole_writer(place, run_id, version=version) as lease:
         done = store.restore(place, lease, version, f"rollback to version {version}")
-        update_indexes(config)  # those of another model's vectors stay behind
+        update_indexes(config, lease)  # those of another model's vectors stay behind
         return RolledBack(run_id, version, done, store.state_of(place).held.num_rows, place.opened().count_rows())
 
 
