@@ -106,7 +106,7 @@ def migrate(
                 run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
                 version = int(first.store.opened().version)
                 switched = store.switch(first.store, lease, second.store, second.asking, f"migrated to {second.spec.model}")
-                maintenance.update_indexes(config)
+                maintenance.update_indexes(config, lease)
             _drop(second.store)
         return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched, held)
 

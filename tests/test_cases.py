@@ -35,7 +35,7 @@ class Case:
         """What `latent run` does, with workers in this process."""
         config = load(self.folder / "c.toml", {"model.name": self.model} | settings)
         report = run.embed(config, engine=HereAndNow)
-        maintenance.update_indexes(config)
+        maintenance.maintain(config)
         return {"documents": report.documents, "chunks": report.chunks}
 
     def documents(self) -> dict[str, dict]:

@@ -250,7 +250,7 @@ def test_searches_by_words_go_on_where_it_was_killed_between_switch_and_indexes(
         raise RuntimeError("killed")
 
     with monkeypatch.context() as then:
-        then.setattr(run, "update_indexes", lambda config: dies(config) if config.table.name == "docs" else None)
+        then.setattr(maintenance, "update_indexes", lambda config, lease: dies(config) if config.table.name == "docs" else None)
         with pytest.raises(RuntimeError, match="killed"):
             moved(desk, models["longer"], switch=True)
     table = open_table(desk.config_path)  # opened anew, with no index of words yet

@@ -21,6 +21,7 @@ from latent.errors import QueryError, StoreError
 from latent.ingest import maintenance, run
 from latent.ingest.resolve import store_of
 from latent.ingest.verify import verify
+from latent.store import full_text_index
 from latent.store.folding import folded, index_form, query_form
 from latent.types import Shard
 from latent.workers import Casualty, Finished
@@ -267,4 +268,26 @@ def test_an_index_that_fails_while_a_run_commits_loses_no_document(desk: Desk, m
         with pytest.raises(StoreError, match=r"its words cannot be indexed: No space left on device"):
             desk.embed()
     assert desk.embed().documents.unchanged == 4
+    assert verify(desk.config)[0].ok
+
+
+def test_words_that_another_writer_indexed_meanwhile_are_no_error(desk: Desk) -> None:
+    """A run that was paused, had lost the lease, and went on: Lance refuses an index of fragments that another covers only in part."""
+    place, wanted = store_of(desk.config), maintenance.full_text_settings(desk.config)
+    desk.write("a.jsonl", [{"id": "a", "text": "harbour"}])
+    desk.embed()
+    maintenance.maintain(desk.config)
+    desk.write("b.jsonl", [{"id": "b", "text": "lighthouse"}])
+    desk.embed()
+    built = full_text_index._build(place, wanted)
+    desk.write("c.jsonl", [{"id": "c", "text": "harbour lighthouse"}])
+    desk.embed()
+    with store.sole_writer(place, store.new_run_id()) as lease:
+        full_text_index.index_words(place, lease, wanted)
+    desk.write("d.jsonl", [{"id": "d", "text": "lighthouse"}])
+    desk.embed()
+    with store.sole_writer(place, store.new_run_id()) as lease:
+        assert not full_text_index._commit(place, lease, built)
+        full_text_index.index_words(place, lease, wanted)
+    assert found(desk, "lighthouse") == {"b", "c", "d"}
     assert verify(desk.config)[0].ok

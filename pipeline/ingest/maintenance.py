@@ -16,7 +16,7 @@ from latent.errors import (
 )
 from latent.ingest.resolve import store_of
 from latent.schemas import RUNS
-from latent.store import Tuning, Words, new_run_id
+from latent.store import Lease, Tuning, Words, new_run_id
 from latent.types import Report
 
 
@@ -55,7 +55,7 @@ def maintain(config: Config) -> Maintained:
     place.opened()
     with store.sole_writer(place, new_run_id()) as lease:
         orphans = store.leftovers(place)
-        tuning = update_indexes(config)
+        tuning = update_indexes(config, lease)
         return Maintained(tuning, *store.clean_up(place, lease, orphans))
 
 
@@ -71,9 +71,9 @@ def report_as_of_now(config: Config, report: Report) -> Report:
     return report
 
 
-def update_indexes(config: Config) -> Tuning | None:
-    """Indexes and compaction, as the config wants them. Under the lease."""
-    return store.update_indexes(store_of(config), config.index.recall, full_text_settings(config))
+def update_indexes(config: Config, lease: Lease) -> Tuning | None:
+    """Indexes and compaction, as the config wants them. Raises TableBusy where the lease is lost meanwhile."""
+    return store.update_indexes(store_of(config), lease, config.index.recall, full_text_settings(config))
 
 
 def full_text_settings(config: Config) -> Words | None:

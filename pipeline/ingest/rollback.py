@@ -37,7 +37,7 @@ def rollback(config: Config, to: str) -> RolledBack:
     run_id = new_run_id()
     with store.sole_writer(place, run_id, version=version) as lease:
         done = store.restore(place, lease, version, f"rollback to version {version}")
-        update_indexes(config)  # those of another model's vectors stay behind
+        update_indexes(config, lease)  # those of another model's vectors stay behind
         return RolledBack(run_id, version, done, store.state_of(place).held.num_rows, place.opened().count_rows())
 
 

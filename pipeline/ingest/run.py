@@ -223,7 +223,7 @@ def _work(ledger: Ledger, workers: ExitStack, on_progress: OnProgress, make_engi
     engine = workers.enter_context(make_engine(at.crew, partial(Worker, job), len(outlook.plan.shards)))
     ledger.workers = engine.workers
     metrics.WORKERS.labels(at.store.name).set(engine.workers)
-    indexing = store.WordIndexing(at.store, full_text_settings(at.config))
+    indexing = store.WordIndexing(at.store, ledger.lease, full_text_settings(at.config))
     committed = time.monotonic()
     for outcome in engine.work(outlook.plan.shards):
         if outcome is not None:

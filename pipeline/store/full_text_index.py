@@ -22,6 +22,7 @@ from latent.store.conditions import condition
 from latent.store.failures import lance_errors
 from latent.store.folding import index_form, query_form
 from latent.store.full_text_settings import WORDS_KEY, Words, indexed_in_memory
+from latent.store.lease import Lease
 from latent.store.ownership import Store
 from latent.store.reader import connected
 
@@ -40,23 +41,27 @@ class _Built:
     segment: Any | None
 
 
-def index_words(store: Store, words: Words | None) -> None:
-    """Bring the full-text index up to date: make it, index new rows, make it anew where texts are taken apart otherwise now, drop it. Under the lease."""
-    _commit(store, _build(store, words))
+def index_words(store: Store, lease: Lease, words: Words | None) -> None:
+    """Bring the full-text index up to date: make it, index new rows, make it anew where texts are taken apart otherwise now, drop it.
+
+    Raises TableBusy where the lease is lost meanwhile.
+    """
+    while not _commit(store, lease, _build(store, words)):
+        pass
 
 
 class WordIndexing:
-    """`index_words` while a run commits: a thread builds, the caller's commits. Under the lease.
+    """`index_words` while a run commits: a thread builds, the caller's commits.
 
     It begins once there are rows, and whenever UNINDEXED_SHARE of them is new. Pieces stay as they are.
     """
 
-    def __init__(self, store: Store, words: Words | None) -> None:
-        self._store, self._words = store, words
+    def __init__(self, store: Store, lease: Lease, words: Words | None) -> None:
+        self._store, self._lease, self._words = store, lease, words
         self._building: Future[_Built] | None = None
 
     def advance(self) -> None:
-        """Commit what has been built, or begin to build; waits for nothing. Raises StoreError where it failed."""
+        """Commit what has been built, or begin to build; waits for nothing. Raises StoreError where it failed, TableBusy where the lease is lost."""
         if self._building is not None:
             if self._building.done():
                 self.finish()
@@ -67,10 +72,10 @@ class WordIndexing:
                     threading.Thread(target=self._build, args=(self._building,), name="word index").start()
 
     def finish(self) -> None:
-        """Wait for what is being built, and commit it."""
+        """Wait for what is being built, and commit it. Where it cannot stand beside what another has indexed, later indexing makes up for it."""
         if self._building is not None:
             with self._errors():
-                _commit(self._store, self._building.result())
+                _commit(self._store, self._lease, self._building.result())
             self._building = None
 
     def _due(self) -> bool:
@@ -98,15 +103,23 @@ def _build(store: Store, words: Words | None) -> _Built:
     return _Built(wanted, anew, segment)
 
 
-def _commit(store: Store, built: _Built) -> None:
+def _commit(store: Store, lease: Lease, built: _Built) -> bool:
+    """False where another writer has indexed some of it meanwhile: a run that was paused, had lost the lease, and went on."""
+    lease.check()
     if built.anew:
         table = store.opened()
         for index in _indexes(table):
             table.drop_index(index.name)
     if built.segment is not None:
-        store.opened().commit_existing_index_segments(INDEX_NAME, "text", [built.segment])
+        try:
+            store.opened().commit_existing_index_segments(INDEX_NAME, "text", [built.segment])
+        except (OSError, ValueError) as error:
+            if "would orphan" not in str(error):
+                raise
+            return False
     if built.anew:
         store.opened().update_metadata({WORDS_KEY: built.words})
+    return True
 
 
 def _indexes(table: lance.LanceDataset) -> list[Any]:

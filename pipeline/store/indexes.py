@@ -24,6 +24,7 @@ from latent.schemas import OWN_COLUMNS
 from latent.store.failures import lance_errors
 from latent.store.full_text_index import index_words, missed_by_words
 from latent.store.full_text_settings import Words
+from latent.store.lease import Lease
 from latent.store.ownership import Store
 from latent.store.reader import INDEXED_FROM, TUNING_KEY, Reading, Tuning, connected, read_tuning
 from latent.store.tuning import Trial, check, draw, tune
@@ -65,14 +66,14 @@ def indexes(store: Store) -> list[Index]:
     return [Index(i.name, i.index_type, tuple(i.columns), s.num_unindexed_rows, s.num_indices or 1) for i, s in stats if s]
 
 
-def update_indexes(store: Store, recall: float, words: Words | None) -> Tuning | None:
-    """Merge small fragments, bring all indexes up to date, and measure where that is due. Under the lease. `words` None: no full-text index.
+def update_indexes(store: Store, lease: Lease, recall: float, words: Words | None) -> Tuning | None:
+    """Merge small fragments, bring all indexes up to date, and measure where that is due. `words` None: no full-text index.
 
-    Costs by what is new, not by the table, but for a measurement, due when a tenth of the rows is new. Returns how vector searches look.
+    Costs by what is new, not by the table, but for a measurement, due when a tenth of the rows is new. Returns how vector searches look. Raises TableBusy where the lease is lost meanwhile.
     """
     with lance_errors(f"{store.label} cannot be maintained"):
         _compact(store)
-        index_words(store, words)
+        index_words(store, lease, words)
         _index_values(store)
         _fold_in(store)
         tuning = _index_vectors(store, recall)
