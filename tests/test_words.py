@@ -291,3 +291,17 @@ def test_words_that_another_writer_indexed_meanwhile_are_no_error(desk: Desk) ->
         full_text_index.index_words(place, lease, wanted)
     assert found(desk, "lighthouse") == {"b", "c", "d"}
     assert verify(desk.config)[0].ok
+
+
+def test_pieces_of_an_index_are_merged_while_none_holds_most_rows(desk: Desk) -> None:
+    """Each piece scores by the frequencies of its own rows: the ranking of a table made in pieces is that of one made at once."""
+    place = store_of(desk.config)
+    pieces = []
+    for name in "abcdefgh":
+        desk.write(f"{name}.jsonl", [{"id": f"{name}{i}", "text": words(i, i + 1)} for i in range(4)])
+        desk.embed()
+        with store.sole_writer(place, store.new_run_id()) as lease:
+            full_text_index.index_words(place, lease, maintenance.full_text_settings(desk.config))
+        pieces.append(next(index.pieces for index in store.indexes(place) if index.columns == ("text",)))
+    assert pieces == [1, 1, 1, 2, 1, 2, 1, 2]
+    assert found(desk, "w2", k=100) == {f"{name}{i}" for name in "abcdefgh" for i in (1, 2)}

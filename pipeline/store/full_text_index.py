@@ -48,6 +48,7 @@ def index_words(store: Store, lease: Lease, words: Words | None) -> None:
     """
     while not _commit(store, lease, _build(store, words)):
         pass
+    _merge(store)
 
 
 class WordIndexing:
@@ -120,6 +121,16 @@ def _commit(store: Store, lease: Lease, built: _Built) -> bool:
     if built.anew:
         store.opened().update_metadata({WORDS_KEY: built.words})
     return True
+
+
+def _merge(store: Store) -> None:
+    """All pieces into one, if none is large: each scores by the frequencies of its own rows, and they drift apart from those of the table."""
+    table = store.opened()
+    rows = {fragment.fragment_id: fragment.count_rows() for fragment in table.get_fragments()}
+    for index in _indexes(table):
+        sizes = [sum(rows.get(fragment, 0) for fragment in segment.fragment_ids) for segment in index.segments]
+        if len(sizes) > 1 and max(sizes) < (1 - UNINDEXED_SHARE) * sum(sizes):
+            table.optimize.optimize_indices(num_indices_to_merge=len(sizes), index_names=[index.name])
 
 
 def _indexes(table: lance.LanceDataset) -> list[Any]:
