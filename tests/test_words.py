@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import lance
+import lancedb
 import pytest
 from conftest import Desk, HereAndNow, words
 from hypothesis import given
 from hypothesis import strategies as st
+from lancedb.index import FTS
 
 from latent import open_table, store
 from latent.errors import QueryError, StoreError
@@ -305,3 +307,21 @@ def test_pieces_of_an_index_are_merged_while_none_holds_most_rows(desk: Desk) ->
         pieces.append(next(index.pieces for index in store.indexes(place) if index.columns == ("text",)))
     assert pieces == [1, 1, 1, 2, 1, 2, 1, 2]
     assert found(desk, "w2", k=100) == {f"{name}{i}" for name in "abcdefgh" for i in (1, 2)}
+
+
+def test_english_is_ranked_as_by_an_index_of_lancedb(desk: Desk, tmp_path: Path) -> None:
+    """Its list of stop words is longer than that of the Lance that builds our index: which words count in the length of a passage must be the same."""
+    texts = [
+        f"The {words(i, i + 1)} isn't, wasn't and won't be {words(i % 3)}; no, not he, nor they'd do 's." * (1 + i % 4)
+        for i in range(20)
+    ]
+    desk.write("a.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    desk.embed()
+    maintenance.maintain(desk.config)
+    ours = {hit.chunk_id: hit.score for hit in open_table(desk.config_path).search("w1 not w5", k=100, mode="text")}
+    passages = desk.table().select(["chunk_id", "text"])
+    table = lancedb.connect(tmp_path / "theirs").create_table("texts", passages)
+    table.create_index("text", config=FTS(**maintenance.full_text_settings(desk.config).settings))
+    theirs = {row["chunk_id"]: row["_score"] for row in table.search("w1 not w5", query_type="fts").limit(100).to_list()}
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert len(ours) >= 8

@@ -20,7 +20,7 @@ from lance.file import LanceFileSession
 
 from latent.store.conditions import condition
 from latent.store.failures import lance_errors
-from latent.store.folding import index_form, query_form
+from latent.store.folding import query_form
 from latent.store.full_text_settings import WORDS_KEY, Words, indexed_in_memory
 from latent.store.lease import Lease
 from latent.store.ownership import Store
@@ -148,7 +148,7 @@ def _segment(store: Store, table: lance.LanceDataset, words: Words, fragments: C
 
     def fold(batch: pa.RecordBatch) -> pa.RecordBatch:
         texts = batch["text"].to_pylist()
-        return pa.record_batch({FOLDED: pa.array([index_form(text or "", accents=words.accents) for text in texts], pa.string())})
+        return pa.record_batch({FOLDED: pa.array([words.index_form(text or "") for text in texts], pa.string())})
 
     schema, written = None, []
     for fragment in table.get_fragments():

@@ -14,7 +14,43 @@ import pyarrow as pa
 from latent.store.folding import SPACELESS, folded, index_form, query_form
 
 WORDS_KEY = "latent.words"
-FOLDING = 1  # a later one has the index made anew
+FOLDING = 2  # a later one has the index made anew
+# lancedb 0.40 leaves these out of English queries; pylance 14 does not leave them out of the index it builds, where they would count in the length of passages.
+STOP_WORDS = frozenset(
+    [
+        "ain",
+        "aren",
+        "couldn",
+        "d",
+        "didn",
+        "doesn",
+        "don",
+        "hadn",
+        "hasn",
+        "haven",
+        "isn",
+        "ll",
+        "m",
+        "ma",
+        "mightn",
+        "mustn",
+        "needn",
+        "no",
+        "nor",
+        "not",
+        "o",
+        "s",
+        "shan",
+        "shouldn",
+        "t",
+        "ve",
+        "wasn",
+        "weren",
+        "won",
+        "wouldn",
+        "y",
+    ]
+)
 PHRASE = re.compile(r'"([^"]+)"|“([^“”]+)”|„([^„“”]+)[“”]')
 
 
@@ -40,6 +76,13 @@ class Words:
     def accents(self) -> bool:
         """Whether its stems depend on accents: those of English do not."""
         return self.stem and self.language != "English"
+
+    def index_form(self, text: str) -> str:
+        """A passage as the index takes it."""
+        form = index_form(text, accents=self.accents)
+        if not self.stop_words or self.language != "English":
+            return form
+        return " ".join(word for word in form.split() if word not in STOP_WORDS)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -91,7 +134,7 @@ def indexed_in_memory(texts: pa.Table, words: Words) -> Any:
     import lancedb
     from lancedb.index import FTS
 
-    forms = pa.array([index_form(text, accents=words.accents) for text in texts["text"].to_pylist()], pa.string())
+    forms = pa.array([words.index_form(text) for text in texts["text"].to_pylist()], pa.string())
     folded_texts = texts.set_column(texts.column_names.index("text"), "text", forms)
     table = lancedb.connect("memory://").create_table("texts", folded_texts)
     table.create_index("text", config=FTS(**words.settings))
