@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run int8 space infra test check deploy faults cluster bench pins audit clean
+.PHONY: run int8 space infra test check docs deploy faults cluster bench pins audit clean
 
 run: .venv/ready data/sample  ## the sample corpus, embedded through the Prefect flow, and three searches
 	$(BIN)/latent run --flow
@@ -29,6 +29,9 @@ build/types:  ## the folders under the names that they are imported by, for type
 	rm -rf $@ && mkdir -p $@/latent
 	for each in pipeline/*; do ln -s ../../../$$each $@/latent; done
 	ln -s ../../../flows $@/latent
+
+docs: .venv-docs/ready  ## the documentation, into build/site; a broken link fails
+	.venv-docs/bin/mkdocs build --quiet --strict
 
 POOL ?= latent
 CONFIG ?= config.toml
@@ -80,6 +83,12 @@ data/sample: | .venv/ready
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-infra.txt
 	touch $@
 
+# An environment of its own: its click and jinja2 need not be ours.
+.venv-docs/ready: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --require-hashes --no-deps --requirement requirements-docs.txt
+	touch $@
+
 PIN := UV_CUSTOM_COMPILE_COMMAND="make pins" uv pip compile --quiet --universal --generate-hashes --python-version 3.11
 pins:  ## the lists of requirements from pyproject.toml: keeps versions that still fit; needs uv
 	$(PIN) --extra model --no-emit-package torch --output-file requirements.txt pyproject.toml
@@ -89,11 +98,12 @@ pins:  ## the lists of requirements from pyproject.toml: keeps versions that sti
 	$(PIN) --group dev $(foreach list,requirements requirements-int8 requirements-space,--constraint $(list).txt) --output-file requirements-dev.txt
 	$(PIN) --group bench $(foreach list,requirements requirements-int8 requirements-space,--constraint $(list).txt) --output-file requirements-bench.txt
 	$(PIN) --group infra --constraint requirements-dev.txt --output-file requirements-infra.txt
+	$(PIN) --group docs --output-file requirements-docs.txt
 	echo 'ray[default]' | $(PIN) --constraint requirements.txt --output-file infra/requirements-ray.txt -
 
 audit:  ## known vulnerabilities of what is pinned; needs pip-audit and the network
-	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-space.txt --requirement requirements-dev.txt --requirement requirements-infra.txt --requirement infra/requirements-ray.txt
+	pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt --requirement requirements-int8.txt --requirement requirements-space.txt --requirement requirements-dev.txt --requirement requirements-infra.txt --requirement requirements-docs.txt --requirement infra/requirements-ray.txt
 	pip-audit --strict --disable-pip --no-deps --requirement requirements-torch.txt
 
 clean:  ## the environment and all data
-	rm -rf .venv data
+	rm -rf .venv .venv-docs data

@@ -1,4 +1,4 @@
-"""What 10 million, a billion and ten billion passages ask for: arithmetic, on rates that were measured. Prints the table of docs/scale.md.
+"""What 10 million, a billion and ten billion passages ask for: arithmetic, on rates that were measured. Prints the table of docs/explanation/scale.md.
 
     .venv/bin/python tests/bench/scale.py
 
