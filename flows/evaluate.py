@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from latent.config import Mode, load
+from latent.config import load
 from latent.errors import QueryError
 from latent.evaluation import evaluator as use_case
 from latent.evaluation.datasets import read_judgments, read_queries
@@ -18,6 +18,7 @@ from latent.flows.observability import artifact_key, logs_to_prefect, run_name, 
 from latent.flows.reports import evaluation
 from latent.flows.retries import SHORT_S, patient
 from latent.search import How, open_table
+from latent.types import Mode
 
 
 @patient("evaluate")

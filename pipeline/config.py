@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from latent.errors import ConfigError, UsageError
+from latent.types import Mode
 
 PositiveInt = Annotated[int, Field(ge=1)]
 SECRET = frozenset(
@@ -258,9 +259,6 @@ class Index(_Section):
     language: Language = Field("English", description="of the full-text index, for its stems and stop words")
     stem: bool = Field(True, description="a word is found by others of its stem")
     stop_words: bool = Field(True, description="words such as 'the' are left out of the full-text index")
-
-
-Mode = Literal["vector", "text", "hybrid"]
 
 
 class Search(_Section):

@@ -10,9 +10,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Mode = Literal["vector", "text", "hybrid"]  # of a search
 
 # --- documents and chunks -------------------------------------------------------------------------------------------
 
@@ -136,6 +139,8 @@ class Shard:
 
     def documents(self) -> pa.Table:
         """All documents to do, with their file: row, doc_id, doc_hash, held, changed, source_file."""
+        import pyarrow as pa
+
         return pa.concat_tables(
             s.documents.append_column("source_file", pa.array([s.file.path] * s.documents.num_rows, pa.string()))
             for s in self.slices

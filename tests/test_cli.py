@@ -62,6 +62,38 @@ def test_a_second_run_starts_no_ray_and_no_model_and_imports_little(lake: Desk) 
     assert done.stdout.strip() == "[]"
 
 
+ENGINES = {"torch", "sentence_transformers", "ray", "prefect"}
+HEAVY = ENGINES | {"lance", "lancedb", "pyarrow", "pandas", "numpy", "scipy", "sklearn", "fastapi", "pydantic", "transformers"}
+
+
+def imported(code: str, folder: Path) -> set[str]:
+    """The top-level modules that a new interpreter has loaded after this code."""
+    probe = f"import sys\ntry:\n    {code}\nexcept SystemExit as end:\n    assert not end.code\nsys.stderr.write('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=folder, capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
+
+
+def of_command(*arguments: str) -> str:
+    return f"sys.argv[1:] = {list(arguments)!r}; from latent.cli import main; main()"
+
+
+@pytest.mark.parametrize("code", ["import latent", of_command("--help"), of_command("--version")])
+def test_help_and_import_load_no_engine(code: str, tmp_path: Path) -> None:
+    assert not imported(code, tmp_path) & HEAVY
+
+
+@pytest.mark.parametrize("command", [("status",), ("runs",), ("plan",), ("plan", "--json")])
+def test_a_look_at_the_table_loads_no_model_no_ray_and_no_prefect(lake: Desk, command: tuple[str, ...]) -> None:
+    modules = imported(of_command(*command), lake.folder)
+    assert "lance" in modules
+    assert not modules & ENGINES
+
+
+def test_a_call_keeps_no_setting_of_the_call_before(lake: Desk, latent: Latent) -> None:
+    assert latent(lake.folder, "runs", "--json", "--table.name", "elsewhere").answer["runs"] == []
+    assert latent(lake.folder, "runs", "--json").answer["runs"]
+
+
 def test_search_finds_by_meaning_and_heeds_the_filter(lake: Desk, latent: Latent) -> None:
     hits = latent(lake.folder, "search", "a pet that naps", "-k", "1", "--json").answer["hits"]
     assert set(hits[0]) == {"rank", "doc_id", "chunk_id", "score", "text", "kind"}

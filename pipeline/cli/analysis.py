@@ -24,6 +24,7 @@ TOPICS_SHOWN = 12
 
 @app.command()
 def cluster(
+    ctx: typer.Context,
     *,
     k: Annotated[int | None, typer.Option("-k", min=1, help="How many clusters; left out: [cluster] number.")] = None,
     method: Annotated[
@@ -41,7 +42,7 @@ def cluster(
     from latent.analysis.clustering import cluster_table as use_case
 
     given = {"cluster.number": k, "cluster.method": method}
-    settings = settings_of(config, {name: value for name, value in given.items() if value is not None})
+    settings = settings_of(ctx, config, {name: value for name, value in given.items() if value is not None})
     with progress() as on_progress:
         done = use_case.cluster(settings, on_progress, fresh=fresh, against=against)
     measured = {"silhouette": done.silhouette} | done.agreement
@@ -57,6 +58,7 @@ def cluster(
 
 @app.command()
 def duplicates(
+    ctx: typer.Context,
     *,
     similarity: Annotated[
         float | None, typer.Option("--similarity", help="Cosine from which on; left out: [duplicates] similarity.")
@@ -70,7 +72,7 @@ def duplicates(
     """
     from latent.analysis.duplicates import find_duplicates as use_case
 
-    settings = settings_of(config, ({} if similarity is None else {"duplicates.similarity": similarity}))
+    settings = settings_of(ctx, config, ({} if similarity is None else {"duplicates.similarity": similarity}))
     with progress() as on_progress:
         done = use_case.duplicates(settings, on_progress)
     lines = [
@@ -89,6 +91,7 @@ def duplicates(
 
 @app.command()
 def drift(
+    ctx: typer.Context,
     *,
     since: Annotated[
         str | None,
@@ -105,7 +108,7 @@ def drift(
     """
     from latent.analysis.drift import compare_versions as use_case
 
-    settings = settings_of(config)
+    settings = settings_of(ctx, config)
     if report:
         require_replaceable(report, "--report")
     with progress() as on_progress:
@@ -135,6 +138,7 @@ def _topic_cells(topic: TopicChange) -> tuple[str, ...]:
 
 @app.command()
 def compress(
+    ctx: typer.Context,
     *,
     queries: Annotated[Path | None, typer.Option("--queries", help="Queries: id, text; .parquet, .jsonl, .csv, .tsv.")] = None,
     qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgments: query, document, relevance; the same kinds.")] = None,
@@ -156,7 +160,7 @@ def compress(
     if picture:
         maps.require_picture(picture)
     judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
-    settings = settings_of(config)
+    settings = settings_of(ctx, config)
     with progress() as on_progress:
         done = compression.compress(settings, write, judged, on_progress)
     if picture:
@@ -181,6 +185,7 @@ def _codec_cells(codec: Measured, *, scored: bool) -> tuple[str, ...]:
 
 @app.command()
 def between(
+    ctx: typer.Context,
     start: Annotated[str, typer.Argument(help="A text.")],
     end: Annotated[str, typer.Argument(help="Another.")],
     *,
@@ -197,7 +202,7 @@ def between(
     from latent.analysis import analogies as ways
     from latent.search import Table
 
-    way = ways.between(Table(settings_of(config)), start, end, steps, k, where)
+    way = ways.between(Table(settings_of(ctx, config)), start, end, steps, k, where)
     found = [(step, hit) for step in way for hit in step.hits]
     lines = [(f"{step.at:.2f}  {hit.score:.3f}  {hit.doc_id}", f"{'':13}{gist(hit.text)}") for step, hit in found]
     steps_found = [{"at": step.at, "hits": [hit.flat() for hit in step.hits]} for step in way]
@@ -206,6 +211,7 @@ def between(
 
 @app.command()
 def analogy(
+    ctx: typer.Context,
     file: Annotated[Path, typer.Argument(help="Questions: a, b, c, expected, section; .parquet, .jsonl, .csv, .tsv.")],
     *,
     config: ConfigPath = Path("config.toml"),
@@ -220,7 +226,7 @@ def analogy(
     from latent.analysis import analogies as ways
     from latent.search import Table
 
-    done = ways.analogies(Table(settings_of(config)), file)
+    done = ways.analogies(Table(settings_of(ctx, config)), file)
     lines = [
         f"{done.accuracy:.4f} of {done.questions} questions answered right; {done.skipped} left out: not all of their words are in the table",
         *(f"  {share:.4f}  {section}" for section, share in done.sections.items()),
@@ -230,6 +236,7 @@ def analogy(
 
 @app.command(name="map")
 def map_(
+    ctx: typer.Context,
     *,
     picture: Annotated[list[Path] | None, typer.Option("--picture", help="Draw it: .png, .svg or .pdf; may be repeated.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Folder for a page to walk about in; works offline.")] = None,
@@ -245,7 +252,7 @@ def map_(
     """
     from latent.analysis.projection import map_table as maps
 
-    settings = settings_of(config)
+    settings = settings_of(ctx, config)
     pictures = picture or ([] if html or show else [Path("map.png")])
     for file in pictures:
         maps.require_picture(file)

@@ -7,35 +7,37 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from latent.cli.output import log_to_terminal
-from latent.config import Config, expected, load, setting
 from latent.errors import PipelineError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from latent.config import Config
 
 SETTING = re.compile(r"--([a-z]+\.[a-z_0-9]+(?:\.[^=]+)?)(?:=(.*))?", re.DOTALL)
 
 COMPLETION = "_LATENT_COMPLETE"  # set where a shell asks for completions
 TRACEBACK = "LATENT_TRACEBACK"  # set: a fault of the program itself ends it with its traceback
 
-_overrides: ContextVar[Mapping[str, Any]] = ContextVar("overrides")
+
+def overrides(ctx: typer.Context) -> dict[str, Any]:
+    """Return the settings that flags of this call give: dotted key → value."""
+    return dict(ctx.obj or {})
 
 
-def overrides() -> dict[str, Any]:
-    """The settings that flags of this call give: dotted key → value."""
-    return dict(_overrides.get())
-
-
-def settings_of(config: Path, more: Mapping[str, Any] | None = None, *, verbose: bool = False) -> Config:
+def settings_of(ctx: typer.Context, config: Path, more: Mapping[str, Any] | None = None, *, verbose: bool = False) -> Config:
     """The settings of this call, `more` on top of its flags. From here on log lines reach the terminal."""
-    settings = load(config, overrides() | dict(more or {}))
+    from latent.config import load
+
+    settings = load(config, overrides(ctx) | dict(more or {}))
     log_to_terminal(settings, verbose=verbose)
     return settings
 
@@ -82,14 +84,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 def call(arguments: list[str]) -> int:
     """Run the command; returns its exit code. Raises UsageError if the command line is wrong, besides what the command raises."""
     rest, given = _pull_settings(arguments)
-    _overrides.set(given)
     if not rest and COMPLETION not in os.environ:
         with redirect_stdout(sys.stderr):
             app(["--help"], standalone_mode=False)
         return 2
     streams = sys.stdout, sys.stderr
     try:
-        code = int(app(rest, prog_name="latent", standalone_mode=False) or 0)
+        code = int(app(rest, prog_name="latent", standalone_mode=False, obj=given) or 0)
         sys.stdout.flush()
     except SystemExit as end:  # typer ends so by any broken pipe, that of a connection too, and silences both streams
         sys.stdout, sys.stderr = streams
@@ -97,6 +98,8 @@ def call(arguments: list[str]) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "latent"
+        from pydantic import ValidationError
+
         if isinstance(error.__cause__, ValidationError):
             error.message = _refusal(error.__cause__)
         raise UsageError(f"{command}: {error.format_message().rstrip('.')}. Next: {command} --help") from None
@@ -105,6 +108,8 @@ def call(arguments: list[str]) -> int:
 
 def _refusal(error: ValidationError) -> str:
     """What is wrong with the value of an option, in our words."""
+    from latent.config import expected
+
     first = error.errors()[0]
     if first["type"] == "value_error":  # of a choice, which names what it takes
         return str(first["ctx"]["error"])
@@ -134,4 +139,8 @@ def _pull_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         if value is None:
             raise UsageError(f"{argument}: expected a value, got the end of the command line")
         given.setdefault(match[1], []).append(value)
+    if not given:
+        return rest, {}
+    from latent.config import setting
+
     return rest, {dotted: setting(dotted, values) for dotted, values in given.items()}

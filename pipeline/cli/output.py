@@ -11,21 +11,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 from latent import interruption
-from latent.config import Config
 from latent.errors import Interrupted, PipelineError
 from latent.rendering import LineFormatter, printable_line
-from latent.serialization import to_json
-from latent.store import FEW_ROWS, Tuning
 from latent.types import Progress, Prompts, Report
+
+if TYPE_CHECKING:
+    from latent.config import Config
+    from latent.store import Tuning
 
 GAP = "  "  # between two columns of a table
 MIN_CLIPPED_CELLS = 20  # of a clipped column; a table that leaves it less is written row by row
@@ -83,6 +82,8 @@ def wrapped(line: str, width: int | None) -> list[str]:
 def printed(result: Any, as_json: bool, *parts: str | Grid) -> None:
     """The result on stdout: one JSON object, or for people its parts, each text of which is one line."""
     if as_json:
+        from latent.serialization import to_json
+
         sys.stdout.write(to_json(result) + "\n")
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -102,6 +103,8 @@ def failed(error: PipelineError, *, as_json: bool) -> None:
     with contextlib.suppress(OSError):
         say(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}")
     if as_json:
+        from latent.serialization import to_json
+
         try:
             sys.stdout.write(to_json({"error": str(error), "kind": type(error).__name__}) + "\n")
             sys.stdout.flush()
@@ -181,6 +184,8 @@ def looking(tuning: Tuning | None) -> str:
         return "exact: the table is small"
     if not tuning.nprobes:
         return f"exact, {tuning.exact_milliseconds:.1f} ms: no index holds a recall of {tuning.wanted} faster"
+    from latent.store import FEW_ROWS
+
     few = f"exact under a filter that at most {FEW_ROWS} rows meet"
     filtered = (
         few if tuning.rows <= 16 * FEW_ROWS else f"{tuning.filtered:.3f} under a filter that a sixteenth of the rows meet, {few}"
@@ -204,14 +209,16 @@ def progress() -> Iterator[Any]:
         with redirect_stdout(sys.stderr):
             yield lambda _: None
         return
+    from rich import progress as bar_parts
+
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[tokens]} tokens"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bar_parts.SpinnerColumn(),
+        bar_parts.TextColumn("{task.description}"),
+        bar_parts.BarColumn(),
+        bar_parts.MofNCompleteColumn(),
+        bar_parts.TextColumn("{task.fields[tokens]} tokens"),
+        bar_parts.TimeElapsedColumn(),
+        bar_parts.TimeRemainingColumn(),
     )
     told = {
         "survey": "reading",
@@ -226,7 +233,7 @@ def progress() -> Iterator[Any]:
         "learn": "learning",
         "compress": "compressing",
     }
-    with redirect_stdout(sys.stderr), Bars(*columns, console=words, transient=True) as bars:
+    with redirect_stdout(sys.stderr), bar_parts.Progress(*columns, console=words, transient=True) as bars:
         bar = bars.add_task("listing", total=None, tokens=0)
 
         def draw(moment: Progress) -> None:

@@ -10,8 +10,8 @@ import typer
 
 from latent.cli.app import ConfigPath, Json, app, overrides, settings_of
 from latent.cli.output import gist, printed, progress
-from latent.config import Mode, load
 from latent.errors import QueryError
+from latent.types import Mode
 
 if TYPE_CHECKING:
     from latent.evaluation.evaluator import Comparison, Evaluation
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def search(
+    ctx: typer.Context,
     query: Annotated[str, typer.Argument(help="What you look for, in words.")] = "",
     *,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
@@ -63,7 +64,7 @@ def search(
         plus=plus or [],
         minus=minus or [],
     )
-    hits = Table(settings_of(config)).search(query, k, _condition(where), **how)
+    hits = Table(settings_of(ctx, config)).search(query, k, _condition(where), **how)
     lines = [line for hit in hits for line in _hit_lines(hit, whole=bool(context))]
     printed({"hits": [hit.flat() for hit in hits]}, as_json, *lines or ["no hits"])
 
@@ -88,6 +89,7 @@ def _condition(where: str | None) -> Condition | None:
 
 @app.command()
 def evaluate(
+    ctx: typer.Context,
     *,
     queries: Annotated[Path | None, typer.Option("--queries", help="Queries: id, text; .parquet, .jsonl, .csv, .tsv.")] = None,
     qrels: Annotated[
@@ -114,6 +116,7 @@ def evaluate(
 
     Example: latent evaluate --queries queries.parquet --qrels qrels.parquet --against hybrid
     """
+    from latent.config import load
     from latent.evaluation import evaluator as use_case
     from latent.evaluation.datasets import read_judgments, read_queries
     from latent.ingest.resolve import suited
@@ -123,9 +126,9 @@ def evaluate(
         raise typer.BadParameter("give --queries and --qrels, or --self")
     if per_query:
         use_case.require_by_query(per_query)
-    table = Table(settings_of(config))
+    table = Table(settings_of(ctx, config))
     way = use_case.way(against) if against else None
-    rival = table if way is not None or not against else Table(suited(load(config, overrides() | {"table.name": against})))
+    rival = table if way is not None or not against else Table(suited(load(config, overrides(ctx) | {"table.name": against})))
     asked, judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else use_case.known_items(table)
     done = use_case.evaluate(table, asked, judged, How(mode=mode, rerank=rerank, exact=exact))
     result = done.flat()
@@ -153,6 +156,7 @@ def _differences(compared: Comparison) -> str:
 
 @app.command()
 def migrate(
+    ctx: typer.Context,
     *,
     model: Annotated[str, typer.Option("--model", help="Hub id, local folder, or folder inside an installed package.")],
     revision: Annotated[str, typer.Option("--revision", help="Hub revision; empty: the newest.")] = "",
@@ -180,15 +184,16 @@ def migrate(
     Example: latent migrate --model BAAI/bge-small-en-v1.5 --if-better
     """
     from latent import migration as use_case
+    from latent.config import load
     from latent.evaluation.datasets import read_judgments, read_queries
 
     if (queries is None) != (qrels is None):
         raise typer.BadParameter("give --queries and --qrels, or neither")
     judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else None
-    settings = settings_of(config)
+    settings = settings_of(ctx, config)
     successor = {
         "name": load(
-            config, overrides() | {"model.name": model}
+            config, overrides(ctx) | {"model.name": model}
         ).model.name,  # a relative folder is meant from where the config lies
         "revision": revision,
         "sha256": "",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latent.cli.app import ConfigPath, Json, app, overrides, settings_of
 from latent.cli.output import Grid, looking, printed, progress, runs_of, say, stamp, told
-from latent.config import Config, render
 from latent.errors import ConfigError, PipelineError, shown
 from latent.types import short
+
+if TYPE_CHECKING:
+    from latent.config import Config
 
 AllowDeletions = Annotated[
     bool,
@@ -37,6 +39,7 @@ def init(
 
     Example: latent init "docs/**/*.md"
     """
+    from latent.config import render
     from latent.scaffold.config_file import OWN_NOTE, SAMPLE_FOLDER, SAMPLE_NOTE, config_for, sample_config
     from latent.scaffold.sample_corpus import write_sample
 
@@ -58,14 +61,16 @@ def init(
 
 
 @app.command()
-def plan(*, change_source: ChangeSource = False, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+def plan(
+    ctx: typer.Context, *, change_source: ChangeSource = False, config: ConfigPath = Path("config.toml"), as_json: Json = False
+) -> None:
     """Show what a run would do, how many tokens, how long. Writes nothing.
 
     Example: latent plan --json
     """
     from latent.ingest import run as use_case
 
-    settings = settings_of(config)
+    settings = settings_of(ctx, config)
     with progress() as on_progress:
         report = use_case.plan(settings, on_progress, change_source=change_source)
     printed(report, as_json, *told(report, planned=True))
@@ -73,6 +78,7 @@ def plan(*, change_source: ChangeSource = False, config: ConfigPath = Path("conf
 
 @app.command()
 def run(
+    ctx: typer.Context,
     *,
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined documents again.")] = False,
     allow_deletions: AllowDeletions = False,
@@ -100,12 +106,12 @@ def run(
     from latent.ingest import maintenance
     from latent.ingest import run as use_case
 
-    settings = settings_of(config, verbose=verbose)
+    settings = settings_of(ctx, config, verbose=verbose)
     with progress() as on_progress:
         if flow or flows.configured_server():
             report = flows.embed_as_flow(
                 config.resolve(),
-                overrides(),
+                overrides(ctx),
                 on_progress,
                 retry_quarantined=retry_quarantined,
                 allow_deletions=allow_deletions,
@@ -135,6 +141,7 @@ def run(
 
 @app.command()
 def runs(
+    ctx: typer.Context,
     *,
     count: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 20,
     config: ConfigPath = Path("config.toml"),
@@ -146,44 +153,44 @@ def runs(
     """
     from latent.ingest.status import runs as use_case
 
-    settings = settings_of(config)
+    settings = settings_of(ctx, config)
     found = use_case(settings, count)
     printed({"runs": found}, as_json, runs_of(found, settings.schedule.zone) if found else "no run yet")
 
 
 @app.command()
-def pause(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+def pause(ctx: typer.Context, *, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Make backfills of the table wait. They commit what is finished and let their workers go. Other runs go on.
 
     Example: latent pause
     """
     from latent.ingest import backfill as use_case
 
-    use_case.pause(settings_of(config), paused=True)
+    use_case.pause(settings_of(ctx, config), paused=True)
     printed({"paused": True}, as_json, "backfills wait; next: latent resume")
 
 
 @app.command()
-def resume(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+def resume(ctx: typer.Context, *, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Let backfills of the table go on.
 
     Example: latent resume
     """
     from latent.ingest import backfill as use_case
 
-    use_case.pause(settings_of(config), paused=False)
+    use_case.pause(settings_of(ctx, config), paused=False)
     printed({"paused": False}, as_json, "backfills go on")
 
 
 @app.command()
-def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+def status(ctx: typer.Context, *, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Show the table's contents, indexes, last runs and versions. The versions can be gone back to.
 
     Example: latent status
     """
     from latent.ingest.status import status as use_case
 
-    settings = settings_of(config)
+    settings = settings_of(ctx, config)
     found, zone = use_case(settings), settings.schedule.zone
     versions = [(str(v.version), stamp(v.made_at, zone), v.run_id or "", v.what) for v in found.versions]
     lines = [
@@ -199,14 +206,14 @@ def status(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
 
 
 @app.command()
-def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+def verify(ctx: typer.Context, *, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Prove that the table is right. Exit code 1 if a check fails.
 
     Example: latent verify
     """
     from latent.ingest import verify as checks
 
-    found = checks.verify(settings_of(config))
+    found = checks.verify(settings_of(ctx, config))
     ok = all(check.ok for check in found)
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}" for check in found]
     printed({"ok": ok, "checks": found}, as_json, *lines)
@@ -214,7 +221,7 @@ def verify(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -
 
 
 @app.command()
-def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
+def maintain(ctx: typer.Context, *, config: ConfigPath = Path("config.toml"), as_json: Json = False) -> None:
     """Update indexes, merge fragments, drop old versions and files.
 
     Old are versions superseded 14 days ago, and files that killed runs left behind.
@@ -223,13 +230,14 @@ def maintain(*, config: ConfigPath = Path("config.toml"), as_json: Json = False)
     """
     from latent.ingest import maintenance as use_case
 
-    done = use_case.maintain(settings_of(config))
+    done = use_case.maintain(settings_of(ctx, config))
     removed = f"{done.versions_dropped} versions dropped, {done.files_removed} files of unfinished runs removed"
     printed(done, as_json, f"vector searches: {looking(done.tuning)}", removed)
 
 
 @app.command()
 def backup(
+    ctx: typer.Context,
     to: Annotated[
         str, typer.Argument(help="Folder or object-store URI for the copy; an earlier copy there is brought up to date.")
     ],
@@ -256,7 +264,7 @@ def backup(
         raise typer.BadParameter("give --option as KEY=VALUE")
     if not to.strip():
         raise typer.BadParameter("give the place of the copy: a folder or a URI")
-    table = settings_of(config).table
+    table = settings_of(ctx, config).table
     uri = to if "://" in to else str(Path(to).resolve())
     same_kind = uri.partition("://")[0] == table.uri.partition("://")[0] and "://" in uri
     options = given or (table.storage_options if same_kind else {})
@@ -267,6 +275,7 @@ def backup(
 
 @app.command()
 def rollback(
+    ctx: typer.Context,
     to: Annotated[str, typer.Argument(help="A version's number, or a run: the table becomes what it was when that run had ended.")],
     *,
     config: ConfigPath = Path("config.toml"),
@@ -280,7 +289,7 @@ def rollback(
     """
     from latent.ingest import rollback as use_case
 
-    done = use_case.rollback(settings_of(config), to)
+    done = use_case.rollback(settings_of(ctx, config), to)
     printed(
         done,
         as_json,
@@ -291,6 +300,7 @@ def rollback(
 
 @app.command()
 def serve(
+    ctx: typer.Context,
     *,
     search: Annotated[bool, typer.Option("--search", help="Answer searches over HTTP instead.")] = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback a token is wanted.")] = "127.0.0.1",
@@ -304,11 +314,11 @@ def serve(
 
     Example: latent serve --search --port 8000
     """
-    settings = settings_of(config, verbose=True)
+    settings = settings_of(ctx, config, verbose=True)
     if search:
         _serve_searches(settings, host, port, as_json=as_json)
     else:
-        _serve_nightly(config, settings, as_json=as_json)
+        _serve_nightly(config, settings, overrides(ctx), as_json=as_json)
 
 
 def _serve_searches(settings: Config, host: str, port: int, *, as_json: bool) -> None:
@@ -323,7 +333,7 @@ def _serve_searches(settings: Config, host: str, port: int, *, as_json: bool) ->
     service.serve(Table(settings), host, port, ready)
 
 
-def _serve_nightly(config: Path, settings: Config, *, as_json: bool) -> None:
+def _serve_nightly(config: Path, settings: Config, overridden: dict[str, Any], *, as_json: bool) -> None:
     from latent import flows
 
     def ready(served: flows.Served) -> None:
@@ -338,4 +348,4 @@ def _serve_nightly(config: Path, settings: Config, *, as_json: bool) -> None:
         )
         sys.stdout.flush()
 
-    flows.serve(config.resolve(), settings, overrides(), ready)
+    flows.serve(config.resolve(), settings, overridden, ready)

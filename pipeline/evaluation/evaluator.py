@@ -12,12 +12,12 @@ from typing import cast
 
 import numpy as np
 
-from latent.config import Mode
 from latent.errors import QueryError
 from latent.evaluation.datasets import Judgments, Queries
 from latent.evaluation.ranking_metrics import DEPTH, Scores, means, p_values, score
 from latent.outputs import require_replaceable
 from latent.search.searcher import MODES, How, Table
+from latent.types import Mode
 
 TIMED = 100  # queries whose time is taken
 TIMED_K = 10

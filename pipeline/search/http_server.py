@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.cors import CORSMiddleware
 
 from latent import interruption
-from latent.config import Mode, Search
+from latent.config import Search
 from latent.errors import ConfigError, PipelineError, QueryError
 from latent.ingest import status as table_status
 from latent.monitoring.hosts import is_any, is_loopback
@@ -40,6 +40,7 @@ from latent.monitoring.metrics import TableCollector
 from latent.search import Table
 from latent.search.middleware import REQUEST_ID, LimitedBody, RequestLog, ServedHosts
 from latent.serialization import to_json
+from latent.types import Mode
 
 TOKEN = "LATENT_SEARCH_TOKEN"  # noqa: S105  the variable's name
 MOST_K = 1000

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latent import models as model
-from latent.config import Config, Mode, Search, load
+from latent.config import Config, Search, load
 from latent.encoders import Encoder, Reranker
 from latent.errors import PipelineError, QueryError
 from latent.ingest.canary_check import load_encoder
@@ -28,6 +28,7 @@ from latent.search.mmr import diverse, first_of_each_document
 from latent.search.results import Hit, hits, places_around, with_context
 from latent.search.vector_arithmetic import combined
 from latent.store import Condition, Reading, Store
+from latent.types import Mode
 
 log = logging.getLogger("latent")
 MOST_HITS = 10_000
