@@ -31,7 +31,7 @@ build/types:  ## the folders under the names that they are imported by, for type
 	ln -s ../../../flows $@/latent
 
 docs: .venv-docs/ready  ## the documentation, into build/site; a broken link fails
-	.venv-docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict  # not --quiet: strict counts only warnings that are logged
 
 POOL ?= latent
 CONFIG ?= config.toml
