@@ -30,7 +30,7 @@ from latent.monitoring import metrics
 from latent.monitoring.exposition import shown_at
 from latent.types import OnProgress, Report
 
-__all__ = ["Served", "configured_server", "embed_as_flow", "serve"]
+__all__ = ["ServeInfo", "configured_server", "embed_as_flow", "serve"]
 
 
 def embed_as_flow(
@@ -74,7 +74,7 @@ def embed_as_flow(
 
 
 @dataclass(frozen=True)
-class Served:
+class ServeInfo:
     """What `serve` keeps alive, and where."""
 
     server: str  # address of the server and its UI
@@ -84,7 +84,7 @@ class Served:
     deployment: str
 
 
-def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready: Callable[[Served], None]) -> None:
+def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready: Callable[[ServeInfo], None]) -> None:
     """Keep the nightly schedule alive until a signal, and show the table's figures at [metrics] listen; starts a server where none is configured, its state below data/.
 
     Overrides go to its runs as `embed_as_flow` hands them on.
@@ -94,5 +94,5 @@ def serve(config: Path, settings: Config, overrides: Mapping[str, Any], on_ready
         from latent.flows.runner import serve_flows
 
         schedule = settings.schedule
-        on_ready(Served(address, schedule.nightly, schedule.analyze, schedule.timezone, f"nightly/{settings.table.name}"))
+        on_ready(ServeInfo(address, schedule.nightly, schedule.analyze, schedule.timezone, f"nightly/{settings.table.name}"))
         serve_flows(config, settings, hand_down(overrides))

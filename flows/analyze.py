@@ -34,8 +34,8 @@ def analyze(
     reason: str = "by hand",  # noqa: ARG001  names the run
 ) -> State[None] | None:
     """Bring what is worked out from the table up to date with it, and tell what changed."""
-    if (left_out := missed()) is not None:
-        return left_out
+    if (documents_to_skip := missed()) is not None:
+        return documents_to_skip
     found = analyze_table(config, overrides or {})
     if found is not None:
         name = load(config, overrides).table.name

@@ -18,7 +18,7 @@ from latent.flows.retries import BACKFILL_S, NIGHT_S, SHORT_S, missed, patient
 from latent.flows.terminal_states import close
 from latent.ingest import backfill as low_priority
 from latent.ingest import maintenance, run
-from latent.ingest.maintenance import Maintained
+from latent.ingest.maintenance import MaintenanceResult
 from latent.ingest.resolve import store_of
 from latent.store import read_tuning
 from latent.types import Report
@@ -51,7 +51,7 @@ def embed_table(
 
 
 @patient("maintain")
-def maintain_table(config: str, overrides: Mapping[str, Any]) -> Maintained:
+def maintain_table(config: str, overrides: Mapping[str, Any]) -> MaintenanceResult:
     """The use-case."""
     with logs_to_prefect():
         return maintenance.maintain(load(config, overrides))
@@ -126,8 +126,8 @@ def nightly(
     config: str = "config.toml", overrides: Mapping[str, Any] | None = None, reason: str = "by hand"
 ) -> Report | State[None]:
     """Embed, then maintain."""
-    if (left_out := missed()) is not None:
-        return left_out
+    if (documents_to_skip := missed()) is not None:
+        return documents_to_skip
     report = embed_table(config, overrides or {})
     try:
         done = maintain_table(config, overrides or {})
@@ -149,7 +149,7 @@ def _tell_embedded(config: str, overrides: Mapping[str, Any] | None, reason: str
     tell("latent.run.ended", name, asdict(report), quarantine="high" if much else "low")
 
 
-def _tell_maintained(config: str, overrides: Mapping[str, Any] | None, done: Maintained) -> None:
+def _tell_maintained(config: str, overrides: Mapping[str, Any] | None, done: MaintenanceResult) -> None:
     name, tuning = load(config, overrides).table.name, done.tuning
     create_markdown_artifact(
         maintenance_summary(name, done), key=artifact_key(f"maintenance-{name}"), description=f"How {name} was maintained"

@@ -17,12 +17,12 @@ from latent.evaluation.evaluator import Evaluation
 from latent.flows.observability import artifact_key, logs_to_prefect, run_name, tell
 from latent.flows.reports import evaluation
 from latent.flows.retries import SHORT_S, patient
-from latent.search import How, open_table
+from latent.search import SearchOptions, open_table
 from latent.types import Mode
 
 
 @patient("evaluate")
-def evaluate_table(config: str, overrides: Mapping[str, Any], queries: str, qrels: str, how: How) -> Evaluation:
+def evaluate_table(config: str, overrides: Mapping[str, Any], queries: str, qrels: str, how: SearchOptions) -> Evaluation:
     """The use-case, on queries and judgments from files named from the config's folder, or made of the table itself."""
     table, folder = open_table(config, overrides), Path(config).resolve().parent
     with logs_to_prefect():
@@ -44,7 +44,7 @@ def evaluate(
     """Measure the answers to `queries` by the judgments `qrels`; without them, whether the passage is found that a sentence is from."""
     if bool(queries) != bool(qrels):
         raise QueryError(f"queries {queries!r}, qrels {qrels!r}: give both, or neither")
-    done = evaluate_table(config, overrides or {}, queries, qrels, How(mode=mode, rerank=rerank))
+    done = evaluate_table(config, overrides or {}, queries, qrels, SearchOptions(mode=mode, rerank=rerank))
     name = load(config, overrides).table.name
     create_markdown_artifact(
         evaluation(name, f"answers to {queries}" if queries else "its own sentences", done),

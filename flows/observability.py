@@ -59,7 +59,7 @@ def progress_artifact(table: str) -> Iterator[OnProgress]:
     """Passes progress on to the watcher, and every UPDATE_S to an artifact."""
     seen_by = watcher.get()
     artifact = cast("UUID", create_progress_artifact(0.0, key=artifact_key(f"progress-{table}"), description="starting"))
-    updated, last = time.monotonic(), Progress("survey")
+    updated, last = time.monotonic(), Progress("scan")
 
     def on_progress(moment: Progress) -> None:
         nonlocal updated, last

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from latent.evaluation.evaluator import Evaluation
-from latent.ingest.maintenance import Maintained
+from latent.ingest.maintenance import MaintenanceResult
 from latent.rendering import markdown_text
 from latent.store import Tuning
 from latent.types import DocumentCounts, Report
@@ -76,7 +76,7 @@ def ended(row: Mapping[str, Any], committed: int) -> str:
     return f"{row['status']}{f' ({reason})' if reason else ''}: {counts}; the next run goes on from there"
 
 
-def maintenance_summary(table: str, done: Maintained) -> str:
+def maintenance_summary(table: str, done: MaintenanceResult) -> str:
     """What maintain did."""
     return "\n".join(
         [

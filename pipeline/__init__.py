@@ -36,17 +36,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latent.config import Config, load
     from latent.errors import PipelineError
-    from latent.search import Hit, Table, open_table
+    from latent.search import Hit, SearchTable, open_table
 
 HOMES = {
     "Config": "config",
     "load": "config",
     "PipelineError": "errors",
     "Hit": "search",
-    "Table": "search",
+    "SearchTable": "search",
     "open_table": "search",
 }
-__all__ = ["Config", "Hit", "PipelineError", "Table", "load", "open_table"]
+__all__ = ["Config", "Hit", "PipelineError", "SearchTable", "load", "open_table"]
 
 
 def __getattr__(name: str) -> Any:

@@ -227,7 +227,7 @@ class Ray(_Section):
 
 
 class Backfill(_Section):
-    """Manners of `latent run --backfill`, which lets other runs of the table pass."""
+    """Rate, hours and priority of `latent run --backfill`, which yields to other runs of the table."""
 
     tokens_per_second: Annotated[int, Field(ge=0)] = Field(0, description="at most, over all workers; 0: as many as they can")
     hours: Annotated[str, AfterValidator(_hours)] = Field(

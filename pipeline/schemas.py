@@ -17,7 +17,7 @@ DOCUMENT_FIELDS = (
     pa.field("problem", pa.string()),
 )
 # What the survey keeps of each document in a changed file: about 100 bytes, never its text.
-SIGHTINGS = pa.schema(
+SCANNED_DOCUMENTS = pa.schema(
     [
         pa.field("file", pa.int32(), nullable=False),  # index into the sorted listing
         pa.field("row", pa.int64(), nullable=False),
@@ -27,7 +27,7 @@ SIGHTINGS = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-HELD = pa.schema(
+STORED_DOCUMENTS = pa.schema(
     [
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("doc_hash", pa.string(), nullable=False),
@@ -35,7 +35,7 @@ HELD = pa.schema(
     ]
 )
 # Documents every passage of which a kept passage stands for, and the documents that those are of.
-SPARED = pa.schema(
+REDUNDANT_DOCUMENTS = pa.schema(
     [
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("doc_hash", pa.string(), nullable=False),

@@ -75,7 +75,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class LocalModel:
+class ResolvedModel:
     """A model whose files are here and verified."""
 
     name: str
@@ -100,7 +100,7 @@ class FileState:
 
 
 @dataclass(frozen=True)
-class Slice:
+class FileSlice:
     """Documents to do in one file."""
 
     file: FileState
@@ -111,7 +111,7 @@ class Slice:
 class Shard:
     """A slice of the source small enough for one worker to hold."""
 
-    slices: tuple[Slice, ...]
+    slices: tuple[FileSlice, ...]
 
     @property
     def name(self) -> str:
@@ -127,13 +127,13 @@ class Shard:
         """Two halves of the documents; a single document stays alone."""
         if len(self) < 2:
             return [self]
-        halves: tuple[list[Slice], list[Slice]] = ([], [])
+        halves: tuple[list[FileSlice], list[FileSlice]] = ([], [])
         middle, seen = len(self) // 2, 0
         for s in self.slices:
             cut = min(max(middle - seen, 0), s.documents.num_rows)
             for half, part in zip(halves, (s.documents[:cut], s.documents[cut:]), strict=True):
                 if part.num_rows:
-                    half.append(Slice(s.file, part))
+                    half.append(FileSlice(s.file, part))
             seen += s.documents.num_rows
         return [Shard(tuple(half)) for half in halves]
 
@@ -223,7 +223,7 @@ class Report:
     workers: int = 0
     cost: float = 0.0  # of encoding, by [ray] cost_per_million_tokens
     reasons: dict[str, int] = field(default_factory=dict)  # why documents are in quarantine → how many, most frequent first
-    slowest: tuple[ShardTime, ...] = ()
+    slowest: tuple[ShardTiming, ...] = ()
     prompts: Prompts = Prompts()
     columns_added: tuple[str, ...] = ()  # metadata columns that the table gains
     columns_dropped: tuple[str, ...] = ()  # and loses
@@ -232,7 +232,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class ShardTime:
+class ShardTiming:
     """How long a shard took, and where."""
 
     shard: str

@@ -19,7 +19,7 @@ from latent.cli import main
 from latent.config import Config, load
 from latent.ingest import resolve, run
 from latent.types import Report, Shard
-from latent.workers import Casualty, Crew, Finished, MakeWorker
+from latent.workers import CompletedShard, FailedDocument, WorkerFactory, WorkerPoolSpec
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -76,9 +76,9 @@ class HereAndNow:
     workers = 1
     stopped = False
 
-    def __init__(self, crew: Crew, make_worker: MakeWorker, shards: int) -> None:
+    def __init__(self, pool_spec: WorkerPoolSpec, worker_factory: WorkerFactory, shards: int) -> None:
         self._vectors: dict[str, np.ndarray] = {}
-        self._make = make_worker
+        self._make = worker_factory
 
     def __enter__(self) -> Self:
         return self
@@ -86,17 +86,17 @@ class HereAndNow:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+    def work(self, shards: Iterable[Shard]) -> Iterator[CompletedShard | FailedDocument]:
         worker = self._make(self)
         for shard in shards:
             if self.stopped:
                 return
-            yield Finished(shard, worker.embed(shard))
+            yield CompletedShard(shard, worker.embed(shard))
 
     def stop(self) -> None:
         self.stopped = True
 
-    def settle(self, shards: Sequence[str]) -> None:
+    def mark_committed(self, shards: Sequence[str]) -> None:
         pass
 
     # Claims: this is the only worker, so what is claimed and published is at hand at once.
@@ -106,7 +106,7 @@ class HereAndNow:
     def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
         self._vectors |= vectors
 
-    def collect(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+    def wait_for(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
         return {h: self._vectors[h] for h in hashes}
 
 
@@ -139,10 +139,10 @@ class Desk:
         return resolve.store_of(self.config).opened().to_table()
 
     def side(self, name: str) -> list[dict[str, object]]:
-        from latent.store import read_runs, state_of
+        from latent.store import load_state, read_runs
 
         place = resolve.store_of(self.config)
-        rows = read_runs(place) if name == "runs" else getattr(state_of(place), name)
+        rows = read_runs(place) if name == "runs" else getattr(load_state(place), name)
         return list(rows.to_pylist())
 
     def rows(self) -> dict[tuple[str, int], tuple[object, ...]]:

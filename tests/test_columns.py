@@ -11,8 +11,7 @@ from conftest import Desk, HereAndNow, Latent
 
 from latent import store
 from latent.errors import SpecMismatch, StoreError
-from latent.ingest import backfill, maintenance, resolve, rollback, run
-from latent.ingest import scan as survey
+from latent.ingest import backfill, maintenance, resolve, rollback, run, scan
 from latent.ingest.verify import verify
 from latent.types import Progress, Report, Shard
 
@@ -134,11 +133,11 @@ def test_a_run_killed_between_two_steps_of_a_change_is_gone_on_with_or_taken_bac
     desk = with_columns("a", "b")
     version = desk.embed().table_version
     place = resolve.store_of(desk.config)
-    outlook = survey.survey(resolve.scene(with_columns("a", "lang").config), "r", run.quiet)
-    kept = outlook.metadata.remove(outlook.metadata.get_field_index("lang"))
-    with store.sole_writer(place, "r") as lease:
-        for metadata in (kept, outlook.metadata)[:steps]:
-            version = store.adapt(place, lease, metadata, outlook.source, version)
+    scan_plan = scan.scan(resolve.resolve_and_check(with_columns("a", "lang").config), "r", run.quiet)
+    kept = scan_plan.metadata.remove(scan_plan.metadata.get_field_index("lang"))
+    with store.exclusive_writer(place, "r") as lease:
+        for metadata in (kept, scan_plan.metadata)[:steps]:
+            version = store.adapt(place, lease, metadata, scan_plan.source, version)
     desk = with_columns(*then)
     assert desk.embed().chunks.encoded == 0
     assert values(desk) == expected(*then)
@@ -230,7 +229,7 @@ def test_columns_do_not_change_where_rows_were_changed_meanwhile(with_columns: C
     version = desk.embed().table_version
     place = resolve.store_of(desk.config)
     place.opened().delete("doc_id = 'd1'")
-    with store.sole_writer(place, "r") as lease, pytest.raises(StoreError, match="changed by another program"):
+    with store.exclusive_writer(place, "r") as lease, pytest.raises(StoreError, match="changed by another program"):
         store.adapt(place, lease, store.metadata_fields(place).remove(0), "elsewhere", version)
     assert "a" in desk.table().column_names
 

@@ -17,11 +17,11 @@ import pytest
 from conftest import Desk, HereAndNow, words
 
 from latent.config import Source
-from latent.errors import PipelineError, SourceError, StoreError, UnreadableFile
+from latent.errors import FileUnreadable, PipelineError, SourceError, StoreError
 from latent.ingest import run
 from latent.ingest.verify import verify
 from latent.search import open_table
-from latent.sources import Reader, list_files, locate, sight
+from latent.sources import Reader, list_files, locate, scan_file
 from latent.sources.listing import LOCAL_TICK_NS
 
 PAGE = 4096  # what the smallest file takes on the small disk
@@ -293,8 +293,8 @@ def test_a_file_that_changes_between_listing_and_reading_is_refused_whole(tmp_pa
     origin = locate(str(tmp_path))
     (file,) = list_files(origin, "auto").files
     change(path)
-    with pytest.raises(UnreadableFile) as caught:
-        sight(Reader(origin, "auto", Source(), pa.schema([])), origin, file, 0)
+    with pytest.raises(FileUnreadable) as caught:
+        scan_file(Reader(origin, "auto", Source(), pa.schema([])), origin, file, 0)
     assert "\n" not in str(caught.value)
 
 

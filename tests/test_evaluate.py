@@ -20,7 +20,7 @@ from latent.evaluation.datasets import read_judgments, read_queries
 from latent.evaluation.evaluator import compare, evaluate, known_items, way
 from latent.evaluation.ranking_metrics import MEASURES, means, p_values, score
 from latent.ingest import maintenance, run
-from latent.search import How
+from latent.search import SearchOptions
 
 JUDGED = {"q1": {"a": 2, "b": 1}, "q2": {"c": 1}, "q3": {"d": 1}}
 
@@ -144,11 +144,11 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
 
 def test_a_document_scores_as_its_best_passage(desk: Desk) -> None:
     table = open_table(desk.config_path)
-    done = evaluate(table, {"q": words(101, 102), "unjudged": "w1"}, {"q": {"d25": 1}, "unasked": {"d1": 1}}, How())
+    done = evaluate(table, {"q": words(101, 102), "unjudged": "w1"}, {"q": {"d25": 1}, "unasked": {"d1": 1}}, SearchOptions())
     place = list(dict.fromkeys(hit.doc_id for hit in table.search(words(101, 102), k=1000))).index("d25") + 1
     assert (done.queries, done.means["mrr@10"]) == (1, 1 / place if place <= 10 else 0)
     with pytest.raises(QueryError, match="none of 1 queries is judged: ids such as 'a' beside 'b' do not meet"):
-        evaluate(table, {"a": "w1"}, {"b": {"d1": 1}}, How())
+        evaluate(table, {"a": "w1"}, {"b": {"d1": 1}}, SearchOptions())
 
 
 def test_a_table_is_tested_by_its_own_sentences(desk: Desk) -> None:
@@ -158,11 +158,11 @@ def test_a_table_is_tested_by_its_own_sentences(desk: Desk) -> None:
     twins = [documents for documents in judgments.values() if "twin" in documents]
     assert twins
     assert all("d5" in documents for documents in twins)  # who holds the same passage is right too
-    by_words, by_meaning = (evaluate(table, queries, judgments, How(mode=mode)) for mode in ("text", "vector"))
+    search_text, by_meaning = (evaluate(table, queries, judgments, SearchOptions(mode=mode)) for mode in ("text", "vector"))
     assert by_meaning.means["recall@10"] > 0.9
-    compared = compare(by_words, by_meaning)
-    assert compared.differences["mrr@10"] == pytest.approx(by_words.means["mrr@10"] - by_meaning.means["mrr@10"])
-    assert set(compare(by_words, by_words).p.values()) == {1.0}
+    compared = compare(search_text, by_meaning)
+    assert compared.differences["mrr@10"] == pytest.approx(search_text.means["mrr@10"] - by_meaning.means["mrr@10"])
+    assert set(compare(search_text, search_text).p.values()) == {1.0}
 
 
 def test_ways_have_names() -> None:

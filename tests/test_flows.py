@@ -29,7 +29,7 @@ from conftest import Desk, words
 
 from latent.analysis import report as analysis
 from latent.config import load
-from latent.ingest.resolve import scene
+from latent.ingest.resolve import resolve_and_check
 from latent.ingest.status import runs
 from latent.store import Lease
 from latent.types import Progress
@@ -42,7 +42,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @dataclass
-class Served:
+class ServeInfo:
     desk: Desk
     address: str
     environment: dict[str, str]
@@ -81,7 +81,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeInfo]:
     desk = desk_for(tmp_path_factory.mktemp("served"))
     desk.write("a.jsonl", [{"id": str(i), "text": words(100 + i)} for i in range(50)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
@@ -104,7 +104,7 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
             "deployment": "nightly/docs",
         }
         address = ready["server"]
-        served = Served(desk, address, environment | {"PREFECT_API_URL": f"{address}/api"}, process.pid)
+        served = ServeInfo(desk, address, environment | {"PREFECT_API_URL": f"{address}/api"}, process.pid)
         deadline = time.monotonic() + 240
         while served.deployments().keys() != FLOWS and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -116,7 +116,7 @@ def served(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_prefects_database_is_copied_while_its_server_writes_and_a_server_starts_on_the_copy(
-    served: Served, tmp_path: Path
+    served: ServeInfo, tmp_path: Path
 ) -> None:
     # 30 s: the second server's start
     with (
@@ -134,7 +134,7 @@ def test_prefects_database_is_copied_while_its_server_writes_and_a_server_starts
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        restored, deadline = Served(served.desk, f"http://127.0.0.1:{port}", environment, process.pid), time.monotonic() + 240
+        restored, deadline = ServeInfo(served.desk, f"http://127.0.0.1:{port}", environment, process.pid), time.monotonic() + 240
         found: dict[str, dict] = {}
         while not found and time.monotonic() < deadline:
             with suppress(httpx.TransportError):
@@ -188,7 +188,7 @@ def test_a_server_that_refuses_the_password_is_one_line_without_the_password(des
         server.shutdown()
 
 
-def test_run_goes_through_prefect_where_a_server_is_configured_and_reports_there(served: Served) -> None:
+def test_run_goes_through_prefect_where_a_server_is_configured_and_reports_there(served: ServeInfo) -> None:
     done = subprocess.run(
         [LATENT, "run", "--json"], cwd=served.desk.folder, env=served.environment, capture_output=True, text=True, check=False
     )
@@ -203,7 +203,7 @@ def test_run_goes_through_prefect_where_a_server_is_configured_and_reports_there
     assert any("50 documents" in message or "rows in" in message for message in logs)
 
 
-def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served) -> None:
+def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: ServeInfo) -> None:
     nightly = served.deployments()["nightly"]
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert nightly["parameters"]["overrides"] == {"ray.workers": 1, "schedule.analyze": "0 5 * * 0"}, (
@@ -223,7 +223,7 @@ def test_the_nightly_deployment_is_scheduled_and_runs_when_asked(served: Served)
     assert re.search(r'^latent_runs_total{status="done",table="docs"} ', figures, re.MULTILINE), "the run's, after it is over"
 
 
-def test_a_night_with_nothing_to_do_is_a_success_that_serve_tells_a_monitor(served: Served) -> None:
+def test_a_night_with_nothing_to_do_is_a_success_that_serve_tells_a_monitor(served: ServeInfo) -> None:
     served.desk.embed()
     before = served.desk.rows()
     ended = served.wait_for(served.start("nightly"))
@@ -240,7 +240,7 @@ def test_a_night_with_nothing_to_do_is_a_success_that_serve_tells_a_monitor(serv
     assert success == pytest.approx(newest["finished_at"].timestamp(), abs=0.01)
 
 
-def test_the_server_has_the_next_night_on_its_list(served: Served) -> None:
+def test_the_server_has_the_next_night_on_its_list(served: ServeInfo) -> None:
     """It says so only where its scheduler works: with an SQLAlchemy that it does not know, no run is ever due."""
     wanted = {
         "flow_runs": {
@@ -259,7 +259,7 @@ def test_the_server_has_the_next_night_on_its_list(served: Served) -> None:
     "day", [dt.datetime(2026, 3, 28, 12, tzinfo=BERLIN), dt.datetime(2026, 10, 24, 12, tzinfo=BERLIN)], ids=["spring", "autumn"]
 )
 @pytest.mark.parametrize("cron", ["0 2 * * *", "30 2 * * *"])
-def test_each_local_day_has_one_night_when_the_clock_is_changed(served: Served, day: dt.datetime, cron: str) -> None:
+def test_each_local_day_has_one_night_when_the_clock_is_changed(served: ServeInfo, day: dt.datetime, cron: str) -> None:
     """Two o'clock is left out in spring, and there twice in autumn. Asked again each half hour, as the server does each minute."""
     from prefect.server.schemas.schedules import CronSchedule
 
@@ -274,7 +274,7 @@ def test_each_local_day_has_one_night_when_the_clock_is_changed(served: Served, 
     assert days == [day.date() + dt.timedelta(days=i) for i in range(1, len(days) + 1)]
 
 
-def test_a_run_is_at_most_one_of_its_flow_and_table_and_says_what_of(served: Served) -> None:
+def test_a_run_is_at_most_one_of_its_flow_and_table_and_says_what_of(served: ServeInfo) -> None:
     from importlib.metadata import version
 
     made = served.deployments()
@@ -286,7 +286,7 @@ def test_a_run_is_at_most_one_of_its_flow_and_table_and_says_what_of(served: Ser
     )
 
 
-def test_a_run_that_fails_says_why_on_its_page_and_in_its_log_at_each_try(served: Served) -> None:
+def test_a_run_that_fails_says_why_on_its_page_and_in_its_log_at_each_try(served: ServeInfo) -> None:
     served.desk.embed()
     ended = served.wait_for(served.start("embed", config=str(served.desk.config_path), overrides={"model.name": "no/such-model"}))
     assert ended["state"]["type"] == "FAILED"
@@ -298,14 +298,14 @@ def test_a_run_that_fails_says_why_on_its_page_and_in_its_log_at_each_try(served
     assert "no/such-model" in served.desk.side("runs")[0]["reason"]
 
 
-def test_what_was_not_started_in_time_is_left_to_the_next_night(served: Served) -> None:
+def test_what_was_not_started_in_time_is_left_to_the_next_night(served: ServeInfo) -> None:
     ended = served.wait_for(served.start("nightly", due=dt.datetime.now(dt.UTC) - dt.timedelta(hours=2), reason="scheduled"))
     assert (ended["state"]["type"], ended["state"]["name"]) == ("CANCELLED", "Missed")
     assert "due 2.0 h ago" in ended["state"]["message"]
 
 
 def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_changed(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: ServeInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment = served.deployments()["analyze"]
     assert deployment["schedules"][0]["schedule"]["cron"] == "0 5 * * 0"
@@ -325,10 +325,10 @@ def test_the_analysis_is_scheduled_where_the_config_says_so_and_tells_what_chang
     assert analysis.analyze(served.desk.config) is None, "no row changed since"
 
 
-def test_a_flow_run_that_meets_another_run_fails_with_its_name(served: Served) -> None:
+def test_a_flow_run_that_meets_another_run_fails_with_its_name(served: ServeInfo) -> None:
     served.desk.embed()
     served.desk.write("c.jsonl", [{"id": "late", "text": words(2)}])
-    with Lease(scene(served.desk.config).store, "another"):
+    with Lease(resolve_and_check(served.desk.config).store, "another"):
         done = subprocess.run(
             [LATENT, "run"],
             cwd=served.desk.folder,
@@ -344,7 +344,7 @@ def test_a_flow_run_that_meets_another_run_fails_with_its_name(served: Served) -
     assert ("late", 0) in served.desk.rows()
 
 
-def test_a_backfill_takes_source_table_and_workers_as_parameters(served: Served, tmp_path: Path) -> None:
+def test_a_backfill_takes_source_table_and_workers_as_parameters(served: ServeInfo, tmp_path: Path) -> None:
     served.desk.write("d.jsonl", [{"id": "d", "text": words(3)}])
     run = served.start("backfill", source=str(served.desk.source / "d.jsonl"), table="filled", workers=1)
     ended = served.wait_for(run)
@@ -382,7 +382,7 @@ def told_of(desk: Desk) -> dict[str, object]:
     return {"config": str(desk.config_path), "overrides": {"source.uri": f"{desk.source}/**"}}
 
 
-def encoding(served: Served, slow: Desk) -> tuple[str, dict[int, str]]:
+def encoding(served: ServeInfo, slow: Desk) -> tuple[str, dict[int, str]]:
     """A run that has encoded something, and its processes."""
     run = served.start("embed", **told_of(slow))
     served.wait_for(run, "RUNNING")
@@ -420,7 +420,7 @@ def wait_until_idle(processes: dict[int, str], timeout_s: float = 60) -> float:
     return time.monotonic() - started
 
 
-def test_a_cancelled_run_keeps_what_it_did_and_leaves_no_process(served: Served, slow: Desk) -> None:
+def test_a_cancelled_run_keeps_what_it_did_and_leaves_no_process(served: ServeInfo, slow: Desk) -> None:
     run, processes = encoding(served, slow)
     assert any("raylet" in name for name in processes.values()), processes
     second = served.wait_for(served.start("embed", **told_of(slow)))
@@ -436,12 +436,12 @@ def test_a_cancelled_run_keeps_what_it_did_and_leaves_no_process(served: Served,
     assert not [message for message in logged(served, run) if "Crash detected" in message]
 
 
-def logged(served: Served, run: str) -> list[str]:
+def logged(served: ServeInfo, run: str) -> list[str]:
     """The log of a run's page."""
     return [log["message"] for log in served.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})]
 
 
-def assert_closed(served: Served, run: str, told: str, *, progress: bool = True) -> None:
+def assert_closed(served: ServeInfo, run: str, told: str, *, progress: bool = True) -> None:
     """The state's message, the summary and the progress artifact of a run say how far it came, in the words of a pattern."""
     pattern = re.compile(told.replace("(", r"\(").replace(")", r"\)"))
     deadline = time.monotonic() + 60  # the runner sets its own message first
@@ -453,7 +453,7 @@ def assert_closed(served: Served, run: str, told: str, *, progress: bool = True)
     assert not progress or pattern.search(artifacts["progress-docs"]["description"])
 
 
-def test_a_killed_flow_is_seen_as_crashed_and_the_next_run_goes_on(served: Served, slow: Desk) -> None:
+def test_a_killed_flow_is_seen_as_crashed_and_the_next_run_goes_on(served: ServeInfo, slow: Desk) -> None:
     run, processes = encoding(served, slow)
     flow = next(iter(processes))
     os.kill(flow, signal.SIGKILL)
@@ -483,7 +483,7 @@ class Listening(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def alerts(served: Served) -> Iterator[list[str]]:
+def alerts(served: ServeInfo) -> Iterator[list[str]]:
     """What is told to a webhook once infra/automations.yaml is created as its first lines say; those that wait, in shorter time."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Listening) as server:
         server.heard = []
@@ -521,7 +521,7 @@ def heard(alerts: list[dict], what: str, timeout_s: float = 60) -> bool:
     return any(what in alert["text"] for alert in alerts)
 
 
-def test_alerts_tell_what_went_wrong_or_did_not_come_and_a_lost_run_is_cleaned_up(served: Served, alerts: list[dict]) -> None:
+def test_alerts_tell_what_went_wrong_or_did_not_come_and_a_lost_run_is_cleaned_up(served: ServeInfo, alerts: list[dict]) -> None:
     lost = httpx.post(
         f"{served.address}/api/flow_runs/",
         json={
@@ -538,9 +538,9 @@ def test_alerts_tell_what_went_wrong_or_did_not_come_and_a_lost_run_is_cleaned_u
         "related=[{'prefect.resource.id': 'prefect.tag.latent', 'prefect.resource.role': 'tag'}])"
     )
     recall = (
-        "from latent.flows.embed import _tell_maintained; from latent.ingest.run import Maintained; from latent.store import Tuning; "
+        "from latent.flows.embed import _tell_maintained; from latent.ingest.maintenance import MaintenanceResult; from latent.store import Tuning; "
         "kept = dict(nprobes=8, refine_factor=4, filtered=0.9, milliseconds=2.0, exact_milliseconds=9.0, rows=9, version=3, trained=9); "
-        "_tell_maintained('config.toml', {}, Maintained(Tuning(wanted=0.95, recall=0.81, **kept), 0, 0))"
+        "_tell_maintained('config.toml', {}, MaintenanceResult(Tuning(wanted=0.95, recall=0.81, **kept), 0, 0))"
     )
     for script in (beat, recall):
         subprocess.run([sys.executable, "-c", script], cwd=served.desk.folder, env=served.environment, check=True)
@@ -593,7 +593,7 @@ def deaf_to_events(address: str) -> Iterator[str]:
     listener.close()
 
 
-def test_a_run_ends_well_where_nobody_takes_events(served: Served) -> None:
+def test_a_run_ends_well_where_nobody_takes_events(served: ServeInfo) -> None:
     with deaf_to_events(served.address) as address:
         started = time.monotonic()
         done = subprocess.run(
@@ -616,7 +616,7 @@ def test_progress_says_how_long_it_will_still_take() -> None:
         "100 of 1000 documents, 5000 tokens, 2 quarantined, about 2.2 min left"
     )
     assert told(Progress("encode", 1, 9, 5, 0, seconds_left=7000.0)).endswith("about 1.9 h left")
-    assert told(Progress("survey")) == "survey: 0 of ? documents, 0 tokens, 0 quarantined"
+    assert told(Progress("scan")) == "scan: 0 of ? documents, 0 tokens, 0 quarantined"
 
 
 def test_prefect_yaml_is_what_the_deployments_of_config_toml_are() -> None:
@@ -626,7 +626,7 @@ def test_prefect_yaml_is_what_the_deployments_of_config_toml_are() -> None:
     assert (ROOT / "prefect.yaml").read_text() == prefect_yaml(made, "latent"), "make deploy writes it"
 
 
-def test_the_server_of_serve_drops_runs_that_ended_long_ago(served: Served) -> None:
+def test_the_server_of_serve_drops_runs_that_ended_long_ago(served: ServeInfo) -> None:
     known = httpx.get(f"{served.address}/api/admin/settings", timeout=30).raise_for_status().json()
     vacuum = known["server"]["services"]["db_vacuum"]
     assert set(vacuum["enabled"]) == {"events", "flow_runs"}
@@ -692,7 +692,7 @@ def test_on_a_server_elsewhere_make_deploy_asks_where_its_workers_find_the_confi
 
 
 def test_the_prefect_worker_of_the_manifests_registers_the_schedule_of_its_config(
-    served: Served, desk_for: Callable[..., Desk], tmp_path: Path
+    served: ServeInfo, desk_for: Callable[..., Desk], tmp_path: Path
 ) -> None:
     desk = desk_for(tmp_path / "manifests", more='[table]\nname = "manifests"\n[schedule]\nnightly = "0 3 * * *"\n')
     documents = yaml.safe_load_all((ROOT / "infra/kubernetes/base/prefect-worker.yaml").read_text())
@@ -712,7 +712,7 @@ def test_the_prefect_worker_of_the_manifests_registers_the_schedule_of_its_confi
     assert {each["work_pool_name"] for each in made.values()} == {"manifested"}
 
 
-def test_what_make_deploy_registers_a_worker_runs(served: Served, desk_for: Callable[..., Desk], tmp_path: Path) -> None:
+def test_what_make_deploy_registers_a_worker_runs(served: ServeInfo, desk_for: Callable[..., Desk], tmp_path: Path) -> None:
     if not shutil.which("make"):
         pytest.skip("make is not installed")
     desk = desk_for(tmp_path / "pooled", more='[table]\nname = "pooled"\n')

@@ -22,7 +22,7 @@ from prometheus_client import generate_latest
 
 from latent.config import Config, load
 from latent.monitoring.metrics import REGISTRY, LastRun, TableCollector, TableFigures, registry_of
-from latent.search import Table
+from latent.search import SearchTable
 from latent.search.http_server import service
 
 KUBERNETES = "1.34"
@@ -337,7 +337,7 @@ def table_metrics() -> set[str]:
 
 def search_metrics() -> set[str]:
     """Names of the search service's numbers, as it tells them before any search."""
-    app = service(cast("Table", SimpleNamespace(version=1, settings=Config().search)))
+    app = service(cast("SearchTable", SimpleNamespace(version=1, settings=Config().search)))
     with TestClient(app) as client:
         return told(client.get("/metrics").text)
 

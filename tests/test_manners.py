@@ -18,15 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latent.errors import TableBusy
-from latent.ingest import backfill, maintenance, plan, resolve, run
-from latent.ingest import throttle as manners
+from latent.ingest import backfill, maintenance, plan, resolve, run, throttle
 from latent.ingest.status import runs
-from latent.ingest.throttle import within
+from latent.ingest.throttle import in_time_window
 from latent.ingest.verify import verify
-from latent.store import Backfill
+from latent.store import BackfillLock
 from latent.store import backfill_lock as courtesy
 from latent.types import Progress
-from latent.workers import Finished
+from latent.workers import CompletedShard
 
 
 class Slow(HereAndNow):
@@ -34,7 +33,7 @@ class Slow(HereAndNow):
 
     pause_s = 0.05
 
-    def work(self, shards) -> Iterator[Finished | None]:
+    def work(self, shards) -> Iterator[CompletedShard | None]:
         for outcome in super().work(shards):
             time.sleep(self.pause_s)
             while getattr(self, "hold", False) and not self.stopped:
@@ -47,8 +46,8 @@ class Slow(HereAndNow):
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A week in seconds."""
     for module, name, value in (
-        (manners, "ASK_S", 0.1),
-        (manners, "WAIT_S", 0.1),
+        (throttle, "ASK_S", 0.1),
+        (throttle, "WAIT_S", 0.1),
         (courtesy, "QUIET_S", 0.5),
         (run, "COMMIT_S", 0.1),
         (plan, "SHARD_DOCUMENTS", 5),
@@ -100,7 +99,7 @@ def test_a_nightly_run_passes_a_backfill_takes_what_is_new_and_leaves_it_the_arc
 
 def test_documents_of_the_archive_that_change_are_the_nightly_runs_to_do(archive: Desk) -> None:
     archive.embed()
-    with Backfill(resolve.store_of(archive.config), "backfill"):
+    with BackfillLock(resolve.store_of(archive.config), "backfill"):
         archive.write("a.jsonl", [{"id": f"a{i}", "text": words(20 + i, 300)} for i in range(50)])
         os.utime(archive.source / "a.jsonl", (1e9 + 1, 1e9 + 1))
         (archive.source / "b.jsonl").unlink()
@@ -109,7 +108,7 @@ def test_documents_of_the_archive_that_change_are_the_nightly_runs_to_do(archive
 
 
 def test_a_document_that_the_archive_and_a_new_file_claim_is_there_once_and_the_first_by_path_wins(archive: Desk) -> None:
-    with Backfill(resolve.store_of(archive.config), "backfill"):
+    with BackfillLock(resolve.store_of(archive.config), "backfill"):
         archive.write("zz.jsonl", [{"id": "a1", "text": words(400)}])
         assert archive.embed().documents.added == 1
         assert archive.rows()["a1", 0][0] == words(400)
@@ -121,14 +120,14 @@ def test_a_document_that_the_archive_and_a_new_file_claim_is_there_once_and_the_
 
 
 def test_without_a_backfill_nothing_is_left(archive: Desk) -> None:
-    with Backfill(resolve.store_of(archive.config), "backfill"):
+    with BackfillLock(resolve.store_of(archive.config), "backfill"):
         assert archive.embed().files_left == 6
     assert archive.embed().documents.added == 300, "a backfill that ended, or died, hides nothing"
 
 
 def test_a_backfill_that_was_killed_hides_nothing(archive: Desk) -> None:
     place = resolve.store_of(archive.config)
-    stays = f"import time; from latent.store import Backfill, Store\nwith Backfill(Store({place.uri!r}, {place.name!r}), 'killed'): print('here', flush=True); time.sleep(600)"
+    stays = f"import time; from latent.store import BackfillLock, Store\nwith BackfillLock(Store({place.uri!r}, {place.name!r}), 'killed'): print('here', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", stays], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "here\n"
         assert run.plan(archive.config).files_left == 6
@@ -138,7 +137,7 @@ def test_a_backfill_that_was_killed_hides_nothing(archive: Desk) -> None:
 
 def test_a_second_backfill_is_refused(archive: Desk) -> None:
     with (
-        Backfill(resolve.store_of(archive.config), "first"),
+        BackfillLock(resolve.store_of(archive.config), "first"),
         pytest.raises(TableBusy, match="backfill first is under way: stop it, or wait for it"),
     ):
         backfill.backfill(archive.config, engine=HereAndNow)
@@ -168,7 +167,7 @@ def test_outside_its_hours_a_backfill_waits(archive: Desk, monkeypatch: pytest.M
     archive.config_path.write_text(archive.config_path.read_text() + f'[backfill]\nhours = "{later}"\n')
     told = threading.Event()
     inside = threading.Event()
-    monkeypatch.setattr(manners, "within", lambda hours, _: hours == later and inside.is_set())
+    monkeypatch.setattr(throttle, "in_time_window", lambda hours, _: hours == later and inside.is_set())
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(
             backfill.backfill, archive.config, lambda moment: told.set() if moment.phase == "wait" else None, engine=HereAndNow
@@ -183,9 +182,9 @@ def test_outside_its_hours_a_backfill_waits(archive: Desk, monkeypatch: pytest.M
 def test_hours_may_span_midnight_and_their_complement_is_the_rest_of_the_day(begins: dt.time, ends: dt.time, now: dt.time) -> None:
     begins, ends = (each.replace(second=0, microsecond=0) for each in (begins, ends))
     if begins == ends:
-        assert within(f"{begins:%H:%M}-{ends:%H:%M}", now), "all day"
+        assert in_time_window(f"{begins:%H:%M}-{ends:%H:%M}", now), "all day"
     else:
-        assert within(f"{begins:%H:%M}-{ends:%H:%M}", now) != within(f"{ends:%H:%M}-{begins:%H:%M}", now)
+        assert in_time_window(f"{begins:%H:%M}-{ends:%H:%M}", now) != in_time_window(f"{ends:%H:%M}-{begins:%H:%M}", now)
 
 
 def test_a_backfill_keeps_to_its_pace(archive: Desk) -> None:

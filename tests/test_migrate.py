@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from conftest import Desk, HereAndNow, Latent, save_small_model, words
 
-from latent import Table, load, open_table, store
+from latent import SearchTable, load, open_table, store
 from latent import migration as migrate
 from latent.config import Config
 from latent.errors import QueryError, SourceError, SpecMismatch, TableBusy
 from latent.evaluation.evaluator import Comparison
 from latent.ingest import maintenance, rollback, run, verify
-from latent.ingest.resolve import scene, store_of
+from latent.ingest.resolve import resolve_and_check, store_of
 
 QUERIES = [words(i, i + 1) for i in range(100, 130)]
 
@@ -46,7 +46,7 @@ def moved(desk: Desk, model: Path, **options: object) -> migrate.Migration:
     return migrate.migrate(desk.config, {"name": str(model)}, engine=HereAndNow, **options)
 
 
-def answers(table: Table) -> list[list[tuple[str, float]]]:
+def answers(table: SearchTable) -> list[list[tuple[str, float]]]:
     return [[(hit.chunk_id, round(hit.score, 4)) for hit in found] for found in table.search_batch(QUERIES, 5)]
 
 
@@ -131,7 +131,7 @@ def test_killed_half_way_it_goes_on(desk: Desk, models: dict[str, Path], monkeyp
     encoded = run.embed(beside, engine=HereAndNow).chunks.encoded
     assert 0 < encoded == store_of(beside).opened().count_rows() - done
     moved(desk, models["same"], switch=True)
-    assert scene(with_model(desk, models["same"])).spec.model == str(models["same"])
+    assert resolve_and_check(with_model(desk, models["same"])).spec.model == str(models["same"])
 
 
 def test_it_switches_only_where_the_new_model_is_better(desk: Desk, models: dict[str, Path], tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_the_condition_that_holds_is_named(
     assert migrate.condition_met(compared, if_better=if_better, not_worse_by=not_worse_by) == held
 
 
-def open_table_beside(desk: Desk, model: Path) -> Table:
-    return Table(config_beside(desk, model))
+def open_table_beside(desk: Desk, model: Path) -> SearchTable:
+    return SearchTable(config_beside(desk, model))
 
 
 def config_beside(desk: Desk, model: Path) -> Config:
@@ -223,7 +223,7 @@ def test_the_way_back(desk: Desk, models: dict[str, Path]) -> None:
     assert all(check.ok for check in verify.verify(desk.config))
     assert desk.embed().documents.unchanged == 95
     with pytest.raises(SpecMismatch):
-        scene(with_model(desk, models["longer"]))
+        resolve_and_check(with_model(desk, models["longer"]))
     rollback.rollback(desk.config, str(done.table_version))  # and forth
     assert np.array(next(iter(desk.vectors().values()))).shape == (32,)
 
@@ -240,7 +240,7 @@ def test_queries_are_put_to_the_new_model_as_was_asked_for_last(desk: Desk, mode
     asked = {"name": str(models["same"]), "query_prompt": "w1 "}
     assert migrate.migrate(desk.config, asked, engine=HereAndNow).table_version is None
     assert migrate.migrate(desk.config, asked | {"query_prompt": "w2 "}, engine=HereAndNow, switch=True).table_version
-    assert scene(desk.config).config.model.query_prompt == "w2 "
+    assert resolve_and_check(desk.config).config.model.query_prompt == "w2 "
 
 
 def test_searches_by_words_go_on_where_it_was_killed_between_switch_and_indexes(
@@ -283,7 +283,7 @@ def test_who_never_had_such_a_model_is_refused(desk: Desk, models: dict[str, Pat
 
 def test_no_switch_while_another_run_writes(desk: Desk, models: dict[str, Path]) -> None:
     moved(desk, models["same"])
-    with store.Lease(scene(desk.config).store, "other"), pytest.raises(TableBusy):
+    with store.Lease(resolve_and_check(desk.config).store, "other"), pytest.raises(TableBusy):
         moved(desk, models["same"], switch=True)
     assert len(answers(open_table(desk.config_path))) == len(QUERIES)
 

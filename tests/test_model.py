@@ -329,7 +329,7 @@ def test_prompts_are_those_of_the_models_file(small_model: Path, tmp_path: Path,
 
 
 @pytest.fixture
-def asking(small_model: Path, tmp_path: Path) -> Path:
+def query_settings(small_model: Path, tmp_path: Path) -> Path:
     """A model whose file asks for prompts."""
     folder = Path(shutil.copytree(small_model, tmp_path / "asking"))
     prompts = {"prompts": {"query": "w7 ", "document": "w8 w9: "}}
@@ -338,9 +338,9 @@ def asking(small_model: Path, tmp_path: Path) -> Path:
 
 
 def test_vectors_are_those_of_a_models_own_prompts_and_plan_run_and_status_show_them(
-    asking: Path, desk_for: Callable[..., Desk], tmp_path: Path, latent: Latent
+    query_settings: Path, desk_for: Callable[..., Desk], tmp_path: Path, latent: Latent
 ) -> None:
-    desk = desk_for(tmp_path / "desk", model=str(asking))
+    desk = desk_for(tmp_path / "desk", model=str(query_settings))
     text = words(*range(20, 60))
     desk.write("a.jsonl", [{"id": "a", "text": text}])
     shown = {"document": "w8 w9: ", "query": "w7 "}
@@ -350,7 +350,7 @@ def test_vectors_are_those_of_a_models_own_prompts_and_plan_run_and_status_show_
     status = latent(desk.folder, "status", "--json").answer
     assert (status["prompts"], status["spec"]["document_prompt"]) == (shown, "w8 w9: ")
     assert '"w8 w9: " before documents' in latent(desk.folder, "status").out
-    own = SentenceTransformer(str(asking), device="cpu")
+    own = SentenceTransformer(str(query_settings), device="cpu")
     passages = [row["text"] for row in desk.table().sort_by("chunk_index").to_pylist()]
     assert max(len(passage.split()) for passage in passages) == 16 - 3  # the prompt has three of a passage's 16 tokens
     stored = np.array([vector for _, vector in sorted(desk.vectors().items())])
@@ -361,23 +361,23 @@ def test_vectors_are_those_of_a_models_own_prompts_and_plan_run_and_status_show_
 
 
 def test_a_prompt_of_the_config_stands_in_place_of_the_models_own_and_none_is_none(
-    asking: Path, desk_for: Callable[..., Desk], tmp_path: Path
+    query_settings: Path, desk_for: Callable[..., Desk], tmp_path: Path
 ) -> None:
     given = {"none": "", "w5 ": "w5 "}
     for setting, prompt in given.items():
         more = f"document_prompt = {json.dumps(setting)}\nquery_prompt = {json.dumps(setting)}\n"
-        desk = desk_for(tmp_path / f"desk{len(prompt)}", model=str(asking), more=more)
+        desk = desk_for(tmp_path / f"desk{len(prompt)}", model=str(query_settings), more=more)
         desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
         assert desk.embed().prompts == Prompts(prompt, prompt)
-        own = SentenceTransformer(str(asking), device="cpu").encode([f"{prompt}w1 w2"])
+        own = SentenceTransformer(str(query_settings), device="cpu").encode([f"{prompt}w1 w2"])
         np.testing.assert_allclose(next(iter(desk.vectors().values())), own[0], atol=1e-6)
         np.testing.assert_allclose(open_table(desk.config_path).encode_queries(["w1 w2"]), own, atol=1e-6)
 
 
 def test_a_table_without_the_models_own_prompt_names_what_keeps_its_vectors(
-    asking: Path, desk_for: Callable[..., Desk], tmp_path: Path
+    query_settings: Path, desk_for: Callable[..., Desk], tmp_path: Path
 ) -> None:
-    desk = desk_for(tmp_path / "desk", model=str(asking), more='document_prompt = "none"\n')
+    desk = desk_for(tmp_path / "desk", model=str(query_settings), more='document_prompt = "none"\n')
     desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
     desk.embed()
     desk.config_path.write_text(desk.config_path.read_text().replace("none", ""))
@@ -387,15 +387,15 @@ def test_a_table_without_the_models_own_prompt_names_what_keeps_its_vectors(
 
 
 def test_a_migrated_table_keeps_the_prompts_of_its_model(
-    asking: Path, small_model: Path, desk_for: Callable[..., Desk], tmp_path: Path
+    query_settings: Path, small_model: Path, desk_for: Callable[..., Desk], tmp_path: Path
 ) -> None:
     desk = desk_for(tmp_path / "desk")
     desk.write("a.jsonl", [{"id": "a", "text": "w1 w2"}])
     desk.embed()
-    own = SentenceTransformer(str(asking), device="cpu")
+    own = SentenceTransformer(str(query_settings), device="cpu")
     changes = [("", own.encode_document), ("none", own.encode)]  # the model's own, and then without them
     for setting, encode in changes:
-        successor = {"name": str(asking), "query_prompt": setting, "document_prompt": setting}
+        successor = {"name": str(query_settings), "query_prompt": setting, "document_prompt": setting}
         assert migrate.migrate(desk.config, successor, engine=HereAndNow, switch=True).table_version
         assert desk.embed().documents.unchanged == 1  # the config is as it was
         np.testing.assert_allclose(next(iter(desk.vectors().values())), encode(["w1 w2"])[0], atol=1e-6)

@@ -24,14 +24,14 @@ from conftest import Desk, words
 from s3 import ENVIRONMENT, KINDS, PATIENCE, Proxy, Request, Rule, S3Server, nth, rate, since
 
 from latent.config import Source
-from latent.errors import PipelineError, SourceUnreachable, UnreadableFile
+from latent.errors import FileUnreadable, PipelineError, SourceUnreachable
 from latent.ingest import maintenance, run
 from latent.ingest.status import status
 from latent.ingest.verify import verify
 from latent.search import open_table
-from latent.sources import Origin, Reader, list_files, locate, sight
+from latent.sources import Origin, Reader, list_files, locate, scan_file
 from latent.types import FileState
-from latent.workers import Engine
+from latent.workers import WorkerPool
 
 pytest.importorskip("moto")
 
@@ -160,7 +160,7 @@ def play(
 def test_the_whole_job_with_source_and_table_in_a_store_and_real_workers(ground: Ground, tmp_path: Path) -> None:
     with Proxy(ground.server.port) as proxy:
         desk = ground.desk(tmp_path / "whole", proxy, source=True, table=True, fresh=True)
-        assert desk.embed(engine=Engine).documents.added == sum(map(len, AFTER.values()))
+        assert desk.embed(engine=WorkerPool).documents.added == sum(map(len, AFTER.values()))
         assert desk.embed(engine=None).documents.unchanged == len(ground.clean)
         assert [check for check in verify(desk.config) if not check.ok] == []
         maintenance.maintain(desk.config)
@@ -451,8 +451,8 @@ def test_an_object_that_changes_between_listing_and_reading_is_refused_whole(ser
     server.put("changing/other.jsonl", data.replace(b"w1", b"w2"))
     server.put("changing/shorter.jsonl", data[: data.index(b"\n") + 1])
     for file in files.values():
-        with pytest.raises(UnreadableFile):
-            sight(reader, origin, file, 0)
+        with pytest.raises(FileUnreadable):
+            scan_file(reader, origin, file, 0)
 
 
 def test_an_object_that_becomes_shorter_while_it_is_read_is_refused_whole(server: S3Server) -> None:
@@ -462,7 +462,7 @@ def test_an_object_that_becomes_shorter_while_it_is_read_is_refused_whole(server
     batches = reader.batches(files["a.jsonl"])
     next(batches)
     server.put("shrinking/a.jsonl", data[:1000])
-    with pytest.raises(UnreadableFile, match="changed while it was read"):
+    with pytest.raises(FileUnreadable, match="changed while it was read"):
         list(batches)
 
 
@@ -479,7 +479,7 @@ def test_damage_is_no_failure_of_the_store_whatever_the_codec(server: S3Server, 
     data = parquet(codec)
     put_in_bucket(server, f"damaged-{codec}", {"a.parquet": data[:1000] + bytes(1000) + data[2000:]})
     _, reader, files = reading(server.port, f"damaged-{codec}")
-    with pytest.raises(UnreadableFile):
+    with pytest.raises(FileUnreadable):
         list(reader.batches(files["a.parquet"]))
 
 

@@ -23,7 +23,7 @@ from latent.errors import ForeignTable, QueryError, TableBusy
 from latent.ingest import maintenance, rollback
 from latent.ingest.resolve import store_of
 from latent.ingest.verify import verify
-from latent.store import sole_writer
+from latent.store import exclusive_writer
 
 SIDES = ("files", "quarantine", "runs")
 DERIVED = ("clusters", "assignments", "map", "duplicates", "redundant", "outliers", "analysis", "compressed", "codec")
@@ -214,7 +214,7 @@ def test_what_a_killed_removal_left_of_a_candidate_goes_with_the_next(desk: Desk
 def test_what_was_worked_out_waits_for_a_run_that_writes(desk: Desk) -> None:
     filled(desk).embed()
     place = store_of(desk.config)
-    with sole_writer(place, "night"):
+    with exclusive_writer(place, "night"):
         writer = threading.Thread(target=store.write_derived, args=(place, {"map": pa.table({"x": [1.0]})}, {"table_version": 2}))
         writer.start()
         time.sleep(1.0)

@@ -26,7 +26,7 @@ from latent.ingest.plan import SHARD_CHARS
 from latent.ingest.run import embed
 from latent.ingest.verify import verify
 from latent.sources.documents import ID_CHARS, WORD_CHARS
-from latent.workers import Finished
+from latent.workers import CompletedShard
 
 Document = Mapping[str, object]
 FIRST, LAST = {"id": "first", "text": "w1"}, {"id": "last", "text": "w3"}
@@ -438,7 +438,7 @@ def test_a_passage_too_large_for_the_memory_ends_in_quarantine_and_heals_where_t
             for shard in shards:
                 with memory_left(200):
                     receipt = worker.embed(shard)
-                yield Finished(shard, receipt)
+                yield CompletedShard(shard, receipt)
 
     assert desk.embed(engine=Poor).documents.added == 30
     (row,) = desk.side("quarantine")

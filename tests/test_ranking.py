@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from conftest import Desk, words
 
-from latent import Hit, Table, open_table
+from latent import Hit, SearchTable, open_table
 from latent import models as model
 from latent.encoders import Reranker
 from latent.errors import ModelError, QueryError
 from latent.ingest import maintenance
-from latent.search import How
+from latent.search import SearchOptions
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def table(desk: Desk) -> Table:
+def table(desk: Desk) -> SearchTable:
     return open_table(desk.config_path)
 
 
@@ -63,7 +63,7 @@ def ids(found: list[Hit]) -> list[str]:
     return [hit.chunk_id for hit in found]
 
 
-def test_by_words_finds_what_holds_them_and_nothing_else(table: Table) -> None:
+def test_by_words_finds_what_holds_them_and_nothing_else(table: SearchTable) -> None:
     found = table.search(words(25, 26), k=50, mode="text")
     assert found
     assert all({"w25", "w26"} & set(hit.text.replace(".", "").split()) for hit in found)
@@ -72,7 +72,7 @@ def test_by_words_finds_what_holds_them_and_nothing_else(table: Table) -> None:
     assert table.search('"w25 w26" +x (', k=1, mode="text")  # no syntax: words
 
 
-def test_hybrid_fuses_both_lists_by_rank(table: Table) -> None:
+def test_hybrid_fuses_both_lists_by_rank(table: SearchTable) -> None:
     query = words(25, 26)
     ranks: dict[str, float] = {}
     for mode in ("vector", "text"):
@@ -84,14 +84,14 @@ def test_hybrid_fuses_both_lists_by_rank(table: Table) -> None:
 
 
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
-def test_a_condition_holds_in_every_mode(table: Table, mode: str) -> None:
+def test_a_condition_holds_in_every_mode(table: SearchTable, mode: str) -> None:
     found = table.search(words(45, 46), k=5, where="n IN (2, 3)", mode=mode)
     assert found
     assert {hit.metadata["n"] for hit in found} <= {2, 3}
 
 
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
-def test_one_hit_a_document(table: Table, mode: str) -> None:
+def test_one_hit_a_document(table: SearchTable, mode: str) -> None:
     every = table.search(words(60, 61, 62), k=1000, mode=mode)
     found = table.search(words(60, 61, 62), k=3, mode=mode, per_document=True)
     best = list(dict.fromkeys(hit.doc_id for hit in every))
@@ -100,7 +100,7 @@ def test_one_hit_a_document(table: Table, mode: str) -> None:
     assert len(table.search(words(60), k=1000, per_document=True)) == 8
 
 
-def test_context_reads_on_in_the_document(table: Table, desk: Desk) -> None:
+def test_context_reads_on_in_the_document(table: SearchTable, desk: Desk) -> None:
     texts = {f"d{d}": ". ".join(words(*range(20 * d + i, 20 * d + i + 5)) for i in range(0, 60, 5)) for d in range(1, 9)}
     for hit in table.search(words(70, 71), k=20, context=1):
         around = hit.before + hit.text + hit.after
@@ -121,7 +121,13 @@ def test_metadata_may_be_called_as_what_a_hit_tells_of_itself(
     desk.embed()
     maintenance.maintain(desk.config)
     table = open_table(desk.config_path)
-    for how in (How(), How(mode="text"), How(mode="hybrid"), How(rerank=True), How(diversity=0.5)):
+    for how in (
+        SearchOptions(),
+        SearchOptions(mode="text"),
+        SearchOptions(mode="hybrid"),
+        SearchOptions(rerank=True),
+        SearchOptions(diversity=0.5),
+    ):
         hit = table.search(words(25), k=2, where="score = 0.5 AND rank = 7", **how)[0]
         assert dict(hit.metadata) == given, how
         told = hit.flat()
@@ -130,7 +136,7 @@ def test_metadata_may_be_called_as_what_a_hit_tells_of_itself(
         assert told["metadata"] == {name: value for name, value in given.items() if name != "_year"}
 
 
-def test_the_cross_encoder_orders_the_candidates(table: Table, cross_encoder: Path) -> None:
+def test_the_cross_encoder_orders_the_candidates(table: SearchTable, cross_encoder: Path) -> None:
     query = words(25, 26)
     candidates = [hit.text for hit in table.search(query, k=7)]
     found = table.search(query, k=4, rerank=True)
@@ -166,7 +172,7 @@ def test_a_model_that_is_no_cross_encoder_is_one_line(tmp_path: Path, small_mode
         model.resolve_reranker(str(tmp_path / "nowhere"))
 
 
-def test_diversity_prefers_hits_unlike_those_before_them(table: Table) -> None:
+def test_diversity_prefers_hits_unlike_those_before_them(table: SearchTable) -> None:
     def alike(found: list[Hit]) -> float:
         vectors = table.encode_queries([hit.text for hit in found])
         return float((vectors @ vectors.T).mean())
@@ -177,15 +183,21 @@ def test_diversity_prefers_hits_unlike_those_before_them(table: Table) -> None:
     assert ids(table.search(words(65), k=6, diversity=0.0)) == ids(table.search(words(65), k=6))
 
 
-def test_many_queries_at_once_find_what_each_finds_alone(table: Table) -> None:
+def test_many_queries_at_once_find_what_each_finds_alone(table: SearchTable) -> None:
     queries = [words(i, i + 3) for i in range(20, 40)]
-    for how in (How(), How(mode="hybrid"), How(mode="text"), How(rerank=True), How(per_document=True)):
+    for how in (
+        SearchOptions(),
+        SearchOptions(mode="hybrid"),
+        SearchOptions(mode="text"),
+        SearchOptions(rerank=True),
+        SearchOptions(per_document=True),
+    ):
         together = table.search_batch(queries, 3, **how)
         assert [ids(found) for found in together] == [ids(table.search(query, 3, **how)) for query in queries], how
     assert table.search_batch([], 3) == []
 
 
-def test_async_searches_go_side_by_side(table: Table) -> None:
+def test_async_searches_go_side_by_side(table: SearchTable) -> None:
     async def both() -> list[list[Hit]]:
         return await asyncio.gather(*(table.search_async(words(i), 2, where={"n": 3}) for i in (60, 70)))
 
@@ -205,7 +217,7 @@ def test_async_searches_go_side_by_side(table: Table) -> None:
         ({"minus": ["w1" * 60_000]}, "a query of 120,000 characters, wanted 100,000 at most"),
     ],
 )
-def test_a_way_of_searching_that_there_is_not_is_one_line(table: Table, how: dict, told: str) -> None:
+def test_a_way_of_searching_that_there_is_not_is_one_line(table: SearchTable, how: dict, told: str) -> None:
     with pytest.raises(QueryError, match=told):
         table.search(words(1), **how)
 

@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 from latent import sources as source
 from latent import store
 from latent.errors import EngineError, Interrupted, QueryError, SourceError, SpecMismatch, TableBusy
-from latent.ingest import backfill, maintenance, resolve, rollback, run
-from latent.ingest import scan as survey
+from latent.ingest import backfill, maintenance, resolve, rollback, run, scan
 from latent.ingest.status import runs
 from latent.ingest.verify import verify
 from latent.schemas import RUNS
@@ -391,7 +390,10 @@ def test_two_runs_of_one_table_never_overlap(desk: Desk) -> None:
     desk.write("a.jsonl", [document("x", 1)])
     desk.embed()
     desk.write("a.jsonl", [document("x", 2)])
-    with Lease(resolve.scene(desk.config).store, "another"), pytest.raises(TableBusy, match="being written by run another"):
+    with (
+        Lease(resolve.resolve_and_check(desk.config).store, "another"),
+        pytest.raises(TableBusy, match="being written by run another"),
+    ):
         desk.embed()
     assert desk.rows()["x", 0][0] == "w1"
     assert desk.embed().documents.changed == 1
@@ -654,7 +656,7 @@ def test_a_source_is_cut_into_so_many_shards_that_all_workers_have_some_to_do(de
     monkeypatch.setattr("latent.ingest.plan.SHARD_CHARS", (50, 10**6))
     desk = desk_for(tmp_path, more=f"[ray]\n{ray}\n")
     desk.write("a.jsonl", ({"id": f"d{i}", "text": words(i % 9, 1, 2, 3)} for i in range(2000)))  # 11 characters each
-    planned = survey.survey(resolve.scene(desk.config), "run", run.quiet).plan.shards
+    planned = scan.scan(resolve.resolve_and_check(desk.config), "run", run.quiet).plan.shards
     assert len(planned) == pytest.approx(shards, rel=0.15)
     assert sum(map(len, planned)) == 2000
     assert max(map(len, planned)) < 3 * 2000 / shards
@@ -667,7 +669,7 @@ def test_shards_on_gpus_are_larger_in_large_runs(desk_for, tmp_path, monkeypatch
 
     def planned(gpus: float) -> int:
         config = desk.config.model_copy(update={"ray": desk.config.ray.model_copy(update={"gpus_per_worker": gpus})})
-        return len(survey.survey(resolve.scene(config), "run", run.quiet).plan.shards)
+        return len(scan.scan(resolve.resolve_and_check(config), "run", run.quiet).plan.shards)
 
     assert planned(0) == 223
     assert planned(1) == 65

@@ -325,12 +325,12 @@ def test_a_mapping_filters_on_the_command_line_too(filtered: Desk, latent: Laten
 @settings(max_examples=30, deadline=None)
 @given(st.text())
 def test_no_value_acts_as_sql(filtered: Desk, value: str) -> None:
-    found = store.Reading(store_of(filtered.config)).by_vector(np.ones(16, np.float32) / 4, 3, {"kind": {"in": [value]}})
+    found = store.TableReader(store_of(filtered.config)).search_vector(np.ones(16, np.float32) / 4, 3, {"kind": {"in": [value]}})
     assert set(found["kind"].to_pylist()) <= {value}
 
 
 def test_a_list_of_values_is_looked_up_in_the_index_of_labels(large: Desk) -> None:
-    reading = store.Reading(store_of(large.config))
+    reading = store.TableReader(store_of(large.config))
     planned, meeting = reading._plan({"tags": ["t3", "t4"]})
     assert meeting == sum(i % 7 in {3, 4} for i in range(20_000))
     assert "tags_idx" in reading._table.search().where(planned).explain_plan()

@@ -29,7 +29,7 @@ from latent.errors import ConfigError, ModelError, PipelineError, QueryError
 from latent.ingest import verify
 from latent.models import resolve
 from latent.sources import list_files, locate
-from latent.types import LocalModel
+from latent.types import ResolvedModel
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -112,7 +112,7 @@ def test_no_pickle_is_loaded_and_no_code_of_a_model_is_run(
         desk.embed()
     assert "\n" not in str(caught.value)
     with pytest.raises((ModelError, pickle.UnpicklingError)):  # and were it not refused by its files, it would not load
-        Encoder(LocalModel(str(folder), str(folder), "", 16, None))
+        Encoder(ResolvedModel(str(folder), str(folder), "", 16, None))
     assert not mark.exists()
     assert not (desk.folder / "data").exists()
 
@@ -539,10 +539,10 @@ def _objects(port: int) -> Iterator[bytes]:
 
 LOCAL_RUN = """
 import os, sys
-from latent.workers import Crew, Engine
+from latent.workers import WorkerPool, WorkerPoolSpec
 class Worker:
     def __init__(self, claims): ...
-with Engine(Crew(most=1), Worker, 1) as engine:
+with WorkerPool(WorkerPoolSpec(max_workers=1), Worker, 1) as engine:
     import psutil, ray  # Ray brings psutil
     ray.get([seat.actor.__ray_ready__.remote() for seat in engine._seats])
     ours = {p.pid for p in [psutil.Process(), *psutil.Process().children(recursive=True)]}

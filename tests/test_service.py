@@ -26,7 +26,7 @@ from conftest import Desk, words
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
 
-from latent import Hit, Table, open_table
+from latent import Hit, SearchTable, open_table
 from latent.ingest import maintenance
 from latent.monitoring.exposition import shown_at
 from latent.search.http_server import service
@@ -146,28 +146,30 @@ def test_what_is_no_proper_json_is_refused_too(client: httpx.Client, body: str, 
 
 @pytest.mark.parametrize("length", ["many", "-1", "9" * 5000])
 def test_a_length_that_is_no_number_is_refused(desk: Desk, length: str) -> None:
-    with TestClient(service(open_table(desk.config_path))) as asking:
-        assert asking.post("/search", content=b"{}", headers={"content-length": length}).status_code in {400, 413}
+    with TestClient(service(open_table(desk.config_path))) as query_settings:
+        assert query_settings.post("/search", content=b"{}", headers={"content-length": length}).status_code in {400, 413}
 
 
 def test_what_fails_on_our_side_counts_as_failed(desk: Desk) -> None:
-    class Failing(Table):
+    class Failing(SearchTable):
         def search(self, *_: object, **__: object) -> list[Hit]:
             raise RuntimeError("a library's")
 
-    with TestClient(service(Failing(desk.config)), raise_server_exceptions=False) as asking:
-        assert asking.post("/search", json={"query": "w1"}).status_code == 500
-        assert 'latent_searches_total{mode="vector",status="500"}' in asking.get("/metrics").text
+    with TestClient(service(Failing(desk.config)), raise_server_exceptions=False) as query_settings:
+        assert query_settings.post("/search", json={"query": "w1"}).status_code == 500
+        assert 'latent_searches_total{mode="vector",status="500"}' in query_settings.get("/metrics").text
 
 
 def test_a_store_that_cannot_be_reached_is_told_as_503(desk: Desk) -> None:
-    with TestClient(service(open_table(desk.config_path))) as asking:
+    with TestClient(service(open_table(desk.config_path))) as query_settings:
         (desk.folder / "data").rename(desk.folder / "away")
-        found = [asking.get(path) for path in ("/healthz", "/metrics")] + [asking.post("/search", json={"query": "w1"})]
+        found = [query_settings.get(path) for path in ("/healthz", "/metrics")] + [
+            query_settings.post("/search", json={"query": "w1"})
+        ]
         (desk.folder / "away").rename(desk.folder / "data")
         assert [answer.status_code for answer in found] == [503] * 3
         assert "cannot be opened" in found[0].json()["detail"]
-        assert asking.get("/healthz").json()["ok"]
+        assert query_settings.get("/healthz").json()["ok"]
 
 
 def test_a_body_of_unannounced_length_is_limited_too(client: httpx.Client) -> None:
@@ -188,7 +190,7 @@ def test_health_metrics_and_a_description(client: httpx.Client, desk: Desk) -> N
     assert f"latent_table_version {float(open_table(desk.config_path).version)}" in metrics
     assert "latent_search_seconds_bucket" in metrics
     described = client.get("/openapi.json").json()
-    assert described["components"]["schemas"]["Asked"]["properties"]["k"]["maximum"] == 1000
+    assert described["components"]["schemas"]["SearchRequest"]["properties"]["k"]["maximum"] == 1000
     assert client.get("/docs").status_code == 200
 
 
@@ -266,9 +268,9 @@ def test_a_host_that_names_another_machine_is_not_served(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, bound: str, hosts: list[str], host: str, served: bool
 ) -> None:
     monkeypatch.setenv("LATENT_SEARCH__HOSTS", json.dumps(hosts))
-    with TestClient(service(open_table(desk.config_path), bound=bound)) as asking:
+    with TestClient(service(open_table(desk.config_path), bound=bound)) as query_settings:
         for path in ("/healthz", "/docs", "/metrics"):
-            assert asking.get(path, headers={"host": host}).status_code == (200 if served else 421), path
+            assert query_settings.get(path, headers={"host": host}).status_code == (200 if served else 421), path
 
 
 def test_the_served_command_and_figures_refuse_another_host_too(client: httpx.Client) -> None:
@@ -294,11 +296,11 @@ def test_the_description_loads_nothing_from_elsewhere(client: httpx.Client) -> N
 
 def test_each_request_has_an_id_and_a_line_in_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "latent.access")
-    with TestClient(service(open_table(desk.config_path), token="sesame")) as asking:
+    with TestClient(service(open_table(desk.config_path), token="sesame")) as query_settings:
         headers = {"authorization": "Bearer sesame", "x-request-id": "mine-7"}
-        named = asking.post("/search?q=asked", json={"query": "w101 private"}, headers=headers)
-        other = asking.get("/healthz", headers={"x-request-id": "no\u00ef id\x1b[31m".encode("latin-1")})
-        refused = asking.post("/search", json={"query": "w101"})
+        named = query_settings.post("/search?q=asked", json={"query": "w101 private"}, headers=headers)
+        other = query_settings.get("/healthz", headers={"x-request-id": "no\u00ef id\x1b[31m".encode("latin-1")})
+        refused = query_settings.post("/search", json={"query": "w101"})
     assert named.headers["x-request-id"] == "mine-7"
     assert re.fullmatch("[0-9a-f]{32}", other.headers["x-request-id"])
     lines = [record.getMessage() for record in caplog.records if record.name == "latent.access"]
@@ -310,12 +312,12 @@ def test_each_request_has_an_id_and_a_line_in_the_log(desk: Desk, caplog: pytest
 
 
 def test_what_fails_on_our_side_names_its_line_in_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    class Failing(Table):
+    class Failing(SearchTable):
         def search(self, *_: object, **__: object) -> list[Hit]:
             raise RuntimeError("a library's")
 
-    with TestClient(service(Failing(desk.config)), raise_server_exceptions=False) as asking:
-        answer = asking.post("/search", json={"query": "w1"}, headers={"x-request-id": "r1"})
+    with TestClient(service(Failing(desk.config)), raise_server_exceptions=False) as query_settings:
+        answer = query_settings.post("/search", json={"query": "w1"}, headers={"x-request-id": "r1"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "r1")
     assert "see request r1 in the log" in answer.json()["detail"]
     assert "request r1 failed" in caplog.text
@@ -328,12 +330,12 @@ def test_pages_elsewhere_may_ask_where_that_is_set(desk: Desk, monkeypatch: pyte
         "access-control-request-method": "POST",
         "access-control-request-headers": "content-type",
     }
-    with TestClient(service(open_table(desk.config_path))) as asking:
-        assert "access-control-allow-origin" not in asking.options("/search", headers=asked).headers
+    with TestClient(service(open_table(desk.config_path))) as query_settings:
+        assert "access-control-allow-origin" not in query_settings.options("/search", headers=asked).headers
     monkeypatch.setenv("LATENT_SEARCH__CORS_ORIGINS", '["https://app.example"]')
-    with TestClient(service(open_table(desk.config_path))) as asking:
-        assert asking.options("/search", headers=asked).headers["access-control-allow-origin"] == "https://app.example"
-        answer = asking.post("/search", json={"query": words(101)}, headers={"origin": "https://app.example"})
+    with TestClient(service(open_table(desk.config_path))) as query_settings:
+        assert query_settings.options("/search", headers=asked).headers["access-control-allow-origin"] == "https://app.example"
+        answer = query_settings.post("/search", json={"query": words(101)}, headers={"origin": "https://app.example"})
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
-        other = asking.options("/search", headers=asked | {"origin": "https://evil.example"})
+        other = query_settings.options("/search", headers=asked | {"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers

@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from latent.config import Source
-from latent.errors import SourceError, SourceUnreachable, UnreadableFile
+from latent.errors import FileUnreadable, SourceError, SourceUnreachable
 from latent.schemas import owned
-from latent.sources import Origin, Reader, list_files, locate, metadata_schema, reading_hash, sight
+from latent.sources import Origin, Reader, list_files, locate, metadata_schema, reading_hash, scan_file
 from latent.sources.documents import BATCH_CHARS, BATCH_DOCUMENTS, WORD_CHARS
 from latent.sources.jsonl import _lines
 from latent.sources.listing import LOCAL_TICK_NS
-from latent.types import FileState, Slice
+from latent.types import FileSlice, FileState
 
 ROWS = [
     {"id": "a", "text": "first", "n": 1, "score": 0.5, "tag": "x"},
@@ -343,7 +343,7 @@ def test_a_key_that_no_file_has_is_one_line_that_names_the_near_one(tmp_path, na
         SourceError, match=r"no column 'yaer'; it has id, text, year.*did you mean 'year'.*set \[source\]"
     ) as caught:
         types(tmp_path, **source)
-    assert not isinstance(caught.value, UnreadableFile)
+    assert not isinstance(caught.value, FileUnreadable)
 
 
 # --- one odd file ---------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_file_of_other_columns_is_refused_alone(tmp_path, name, rows):
     types(tmp_path)
     origin = locate(str(tmp_path))
     file = next(f for f in list_files(origin, "auto").files if f.path == path.name)
-    with pytest.raises(UnreadableFile, match="no column"):
+    with pytest.raises(FileUnreadable, match="no column"):
         list(Reader(origin, "auto", Source(), pa.schema([])).batches(file))
 
 
@@ -388,7 +388,7 @@ def test_a_parquet_column_of_another_type_refuses_its_file_alone(tmp_path):
     put(tmp_path / "a.parquet", encoded("a.parquet", ROWS))
     put(tmp_path / "b.parquet", encoded("b.parquet", [{"id": "1", "text": 5}]))
     assert types(tmp_path, metadata=["n"]) == {"n": pa.int64()}
-    with pytest.raises(UnreadableFile, match="column 'text' holds int64, expected text"):
+    with pytest.raises(FileUnreadable, match="column 'text' holds int64, expected text"):
         read(tmp_path)
 
 
@@ -809,14 +809,14 @@ def test_a_metadata_column_may_be_called_like_a_column_that_only_readers_know(tm
     (file,) = list_files(origin, "auto").files
     with contextlib.suppress(SourceError):  # to refuse the name is an answer too
         fields = metadata_schema(origin, "auto", source, [file])
-        assert sight(Reader(origin, "auto", source, fields), origin, file, 0)["problem"].to_pylist() == [None]
+        assert scan_file(Reader(origin, "auto", source, fields), origin, file, 0)["problem"].to_pylist() == [None]
 
 
 # --- what is wrong with a file --------------------------------------------------------------------------------------
 
 
 def refusal(path: Path, **source: object) -> str:
-    with pytest.raises(UnreadableFile) as caught:
+    with pytest.raises(FileUnreadable) as caught:
         read(path, **source)
     assert str(caught.value)
     assert "\n" not in str(caught.value)
@@ -895,8 +895,8 @@ def test_a_file_that_changes_while_it_is_sighted_is_refused(tmp_path, write):
     (file,) = list_files(origin, "auto").files
     reader = Disturbed(origin, "auto", Source(), pa.schema([]))
     reader.path, reader.write = path, write
-    with pytest.raises(UnreadableFile, match="changed while it was read"):
-        sight(reader, origin, file, 0)
+    with pytest.raises(FileUnreadable, match="changed while it was read"):
+        scan_file(reader, origin, file, 0)
 
 
 def test_a_sighting_holds_id_hash_and_length_of_each_document_and_no_text(tmp_path):
@@ -904,7 +904,7 @@ def test_a_sighting_holds_id_hash_and_length_of_each_document_and_no_text(tmp_pa
     origin = locate(str(path))
     (file,) = list_files(origin, "auto").files
     reader = Reader(origin, "auto", Source(), pa.schema([]))
-    seen = sight(reader, origin, file, 7)
+    seen = scan_file(reader, origin, file, 7)
     assert seen.drop_columns("doc_hash").to_pylist() == [
         {"file": 7, "row": i, "doc_id": row["id"], "chars": len(row["text"]), "problem": None} for i, row in enumerate(ROWS)
     ] + [{"file": 7, "row": 3, "doc_id": "d", "chars": 0, "problem": "text is null"}]
@@ -931,7 +931,7 @@ def test_a_sighting_holds_id_hash_and_length_of_each_document_and_no_text(tmp_pa
 def test_a_setting_that_does_not_fit_the_files_is_one_line_that_tells_what_they_have(tmp_path, name, rows, source, said):
     with pytest.raises(SourceError) as caught:
         read(put(tmp_path / name, encoded(name, rows)), **source)
-    assert not isinstance(caught.value, UnreadableFile)
+    assert not isinstance(caught.value, FileUnreadable)
     assert all(words in str(caught.value) for words in said)
     assert "\n" not in str(caught.value)
 
@@ -1011,8 +1011,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def piece(file: FileState, rows: Iterable[int]) -> Slice:
-    return Slice(file, pa.table({"row": pa.array(rows, pa.int64())}))
+def piece(file: FileState, rows: Iterable[int]) -> FileSlice:
+    return FileSlice(file, pa.table({"row": pa.array(rows, pa.int64())}))
 
 
 # Rows beside each other, over the edges of row groups and batches, and far apart.
@@ -1188,5 +1188,5 @@ def test_a_file_cut_off_in_a_store_is_damage_and_no_failure_of_the_store(bucket,
     bucket.pipe(f"/bucket/{name}", encoded(name, ROWS)[:-9])
     origin = Origin(fs.PyFileSystem(fs.FSSpecHandler(bucket)), "/bucket", name)
     (file,) = list_files(origin, "auto").files
-    with pytest.raises(UnreadableFile):
+    with pytest.raises(FileUnreadable):
         list(Reader(origin, "auto", Source(), pa.schema([])).batches(file))

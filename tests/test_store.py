@@ -24,14 +24,14 @@ from latent.ingest.resolve import store_of
 from latent.ingest.status import status
 from latent.ingest.verify import verify
 from latent.schemas import QUARANTINE
-from latent.store import Change, Lease, Store, leftovers, sole_writer
+from latent.store import Lease, Store, TableUpdate, exclusive_writer, orphaned_files
 from latent.store import backfill_lock as courtesy
 from latent.store import commits as raw
 from latent.store import dataset as tables
 from latent.store import lease as leases
 from latent.store import version_history as history
 from latent.types import Shard
-from latent.workers import Casualty, Finished
+from latent.workers import CompletedShard, FailedDocument
 
 
 def document(name: str, *numbers: int) -> dict[str, object]:
@@ -58,12 +58,12 @@ def copied(place: Store) -> tuple[str, ...]:
     return store.write_fragments(place, place.opened().to_table(filter="doc_id = 'x'"))
 
 
-def change(*fragments: str, replaced: tuple[str, ...] = (), shards: tuple[str, ...] = ("s",)) -> Change:
-    return Change(fragments, pa.array(replaced, pa.string()), shards, {})
+def change(*fragments: str, replaced: tuple[str, ...] = (), shards: tuple[str, ...] = ("s",)) -> TableUpdate:
+    return TableUpdate(fragments, pa.array(replaced, pa.string()), shards, {})
 
 
 def test_a_commit_whose_answer_was_lost_is_found_and_not_made_twice(place: Store) -> None:
-    with sole_writer(place, "r") as lease:
+    with exclusive_writer(place, "r") as lease:
         since = place.opened().version
         wanted = change(*copied(place), replaced=("x",))
         first, second = (store.commit(place, lease, wanted, since) for _ in range(2))
@@ -94,7 +94,7 @@ def test_a_holder_that_was_succeeded_commits_nothing_wherever_it_slept(desk: Des
     with Lease(place, "sleeper") as lease:
         opened = place.opened()  # asleep between the look at the lease and the commit
         time.sleep(0.3)
-        with sole_writer(place, "successor"):
+        with exclusive_writer(place, "successor"):
             assert "run sleeper did not end well" in store.versions(place, 1)[0].what
             with pytest.raises(TableBusy, match="the lease was lost to run successor"):
                 store.commit(place, lease, change(*fragments), opened.version)
@@ -111,7 +111,7 @@ def test_a_holder_that_shows_life_while_it_is_watched_keeps_its_lease(place: Sto
         monkeypatch.setattr(leases, name, seconds)
     with Lease(place, "slow clock"):
         time.sleep(0.3)
-        with pytest.raises(TableBusy, match="being written by run slow clock"), sole_writer(place, "hasty"):
+        with pytest.raises(TableBusy, match="being written by run slow clock"), exclusive_writer(place, "hasty"):
             pass
 
 
@@ -119,7 +119,7 @@ def test_a_lease_from_the_future_is_watched_and_not_believed(place: Store, monke
     monkeypatch.setattr(leases, "WATCH_S", 0.2)
     with Lease(place, "gone"), monkeypatch.context() as then:
         then.setattr(leases.time, "time", lambda now=time.time: now() - 7200)  # the clock fell back by two hours
-        with sole_writer(place, "successor"):
+        with exclusive_writer(place, "successor"):
             assert "run gone did not end well" in store.versions(place, 1)[0].what
 
 
@@ -128,7 +128,7 @@ def test_a_successor_that_could_not_fence_leaves_that_to_the_next(place: Store, 
         gone.unfenced = "earlier"  # its own fence failed
     with monkeypatch.context() as then:
         then.setattr(leases, "_process_exists", lambda pid: False)
-        with sole_writer(place, "successor"):
+        with exclusive_writer(place, "successor"):
             assert "run gone did not end well" in store.versions(place, 1)[0].what
 
 
@@ -181,7 +181,7 @@ def test_renewals_leave_few_versions_and_who_read_before_them_still_cannot_take_
         assert len(kept) <= 12  # twice three, and what comes while they are counted
         assert stale.version not in kept
         with pytest.raises(CommitConflictError):
-            leases.put(place, stale, {leases.KEY: leases.Holder.now("thief")})
+            leases.put(place, stale, {leases.KEY: leases.LeaseHolder.now("thief")})
         lease.check()
 
 
@@ -190,7 +190,7 @@ def test_signs_of_life_of_a_job_of_days_are_few_though_no_run_holds_the_lease(
 ) -> None:
     sleepless(monkeypatch)
     begun = lance.dataset(place.path("runs")).version
-    with store.Migrating(place, "days"):
+    with store.MigrationLock(place, "days"):
         until(lambda: lance.dataset(place.path("runs")).version > begun + 60)
         assert len(lance.dataset(place.path("runs")).version_refs()) <= 20
     with Lease(place, "next") as lease:
@@ -215,7 +215,7 @@ class Deadly(HereAndNow):
 
     fatal = frozenset({"bad0", "bad1"})
 
-    def work(self, shards) -> Iterator[Finished | Casualty]:
+    def work(self, shards) -> Iterator[CompletedShard | FailedDocument]:
         worker = self._make(self)
         pending: list[Shard] = list(shards)
         while pending:
@@ -223,9 +223,9 @@ class Deadly(HereAndNow):
             if len(shard) > 1:
                 pending += shard.split()
             elif shard.documents()["doc_id"][0].as_py() in self.fatal:
-                yield Casualty(shard, "encoding failed: the worker died", None)
+                yield FailedDocument(shard, "encoding failed: the worker died", None)
             else:
-                yield Finished(shard, worker.embed(shard))
+                yield CompletedShard(shard, worker.embed(shard))
 
 
 class Healed(Deadly):
@@ -382,19 +382,19 @@ def test_maintain_removes_what_a_killed_run_wrote_and_keeps_what_any_version_nam
     desk.write("a.jsonl", [document("x", 3), document("y", 2)])
     desk.embed()
     copied(place), copied(place)
-    assert len(leftovers(place)) == 2
+    assert len(orphaned_files(place)) == 2
     assert maintenance.maintain(desk.config).files_removed == 2
-    assert leftovers(place) == frozenset()
+    assert orphaned_files(place) == frozenset()
     assert [place.opened(v["version"]).to_table().num_rows for v in place.opened().versions()][:3] == [0, 2, 2]
     assert maintenance.maintain(desk.config).files_removed == 0
 
 
 def test_maintain_waits_for_no_run_and_touches_nothing_of_a_live_one(desk: Desk, place: Store) -> None:
-    with sole_writer(place, "live"):
+    with exclusive_writer(place, "live"):
         copied(place)
         with pytest.raises(TableBusy, match="being written by run live"):
             maintenance.maintain(desk.config)
-    assert len(leftovers(place)) == 1
+    assert len(orphaned_files(place)) == 1
 
 
 # --- verify finds what is wrong -------------------------------------------------------------------------------------
@@ -419,8 +419,8 @@ def _set(place: Store, column: str, value: object, where: str) -> None:
 
 def _side(place: Store, side: str, rows: pa.Table) -> None:
     """A commit that names another side table."""
-    with sole_writer(place, "damage") as lease:
-        store.commit(place, lease, Change((), pa.array([], pa.string()), (), {side: rows}), place.opened().version)
+    with exclusive_writer(place, "damage") as lease:
+        store.commit(place, lease, TableUpdate((), pa.array([], pa.string()), (), {side: rows}), place.opened().version)
 
 
 def _quarantined(place: Store) -> pa.Table:
@@ -434,7 +434,7 @@ def _quarantined(place: Store) -> pa.Table:
 
 
 def _files(place: Store, delta: int) -> pa.Table:
-    rows = store.state_of(place).files.to_pylist()
+    rows = store.load_state(place).files.to_pylist()
     return pa.Table.from_pylist([row | {"documents": row["documents"] + delta} for row in rows], schema=tables.FILES)
 
 

@@ -11,7 +11,7 @@ from conftest import Desk, Latent, words
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from latent import Table, open_table
+from latent import SearchTable, open_table
 from latent.analysis.analogies import analogies, between
 from latent.errors import QueryError, SourceError
 from latent.search.vector_arithmetic import combined, way
@@ -74,15 +74,15 @@ def desk(desk_for: Callable[..., Desk], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def table(desk: Desk) -> Table:
+def table(desk: Desk) -> SearchTable:
     return open_table(desk.config_path)
 
 
-def best(table: Table, query: str = "", **how: object) -> str:
+def best(table: SearchTable, query: str = "", **how: object) -> str:
     return table.search(query, 1, **how)[0].doc_id
 
 
-def test_texts_are_added_to_a_query_and_taken_off_it(table: Table) -> None:
+def test_texts_are_added_to_a_query_and_taken_off_it(table: SearchTable) -> None:
     assert best(table, words(105), plus=[words(106)]) == "w105+w106"
     assert best(table, plus=[words(105), words(106)]) == "w105+w106"
     hits = table.search(words(110, 111), 3, "n = 1", minus=[words(110)])
@@ -90,7 +90,7 @@ def test_texts_are_added_to_a_query_and_taken_off_it(table: Table) -> None:
     assert hits[0].score > 0.5
 
 
-def test_sums_that_mean_nothing_are_one_line(table: Table) -> None:
+def test_sums_that_mean_nothing_are_one_line(table: SearchTable) -> None:
     with pytest.raises(QueryError, match="cancel each other out"):
         table.search(words(105), minus=[words(105)])
     with pytest.raises(QueryError, match="plus is of vectors"):
@@ -99,7 +99,7 @@ def test_sums_that_mean_nothing_are_one_line(table: Table) -> None:
         table.search("", minus=[words(105)])
 
 
-def test_a_way_passes_what_lies_between(table: Table) -> None:
+def test_a_way_passes_what_lies_between(table: SearchTable) -> None:
     steps = between(table, words(120), words(121), 5)
     assert [step.at for step in steps] == [0, 0.25, 0.5, 0.75, 1]
     found = [step.hits[0].doc_id for step in steps]
@@ -109,7 +109,7 @@ def test_a_way_passes_what_lies_between(table: Table) -> None:
         between(table, "w1", "w2", 1)
 
 
-def test_analogies_are_answered_by_all_passages_but_their_own(table: Table, tmp_path: Path) -> None:
+def test_analogies_are_answered_by_all_passages_but_their_own(table: SearchTable, tmp_path: Path) -> None:
     file = tmp_path / "q.csv"  # w105 is to "w105 w106" as w106 is to … itself doubled: the nearest that is none of the three
     file.write_text("a,b,c,expected,section\nW105,w105 w106,w106,w106 w107,x\nw100,w101,nowhere,w102,y\n")
     done = analogies(table, file)

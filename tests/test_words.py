@@ -26,7 +26,7 @@ from latent.ingest.verify import verify
 from latent.store import full_text_index
 from latent.store.folding import folded, index_form, query_form
 from latent.types import Shard
-from latent.workers import Casualty, Finished
+from latent.workers import CompletedShard, FailedDocument
 
 TEXTS = {
     "zh": "清华大学计算机科学与技术系的研究人员发表了关于机器学习的论文。",
@@ -223,7 +223,7 @@ def test_a_first_run_indexes_words_as_it_commits(desk: Desk, monkeypatch: pytest
     found_meanwhile: list[set[str]] = []
 
     class Watched(HereAndNow):
-        def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+        def work(self, shards: Iterable[Shard]) -> Iterator[CompletedShard | FailedDocument]:
             yield from super().work(shards)
             until = time.monotonic() + 60
             while not store.indexes(store_of(desk.config)) and time.monotonic() < until:
@@ -248,7 +248,7 @@ def test_a_run_commits_while_its_words_are_indexed(desk: Desk, monkeypatch: pyte
         return index(*args, **options)
 
     class Watched(HereAndNow):
-        def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty]:
+        def work(self, shards: Iterable[Shard]) -> Iterator[CompletedShard | FailedDocument]:
             yield from super().work(shards)
             assert len(desk.rows()) == 4
             committed.set()
@@ -284,11 +284,11 @@ def test_words_that_another_writer_indexed_meanwhile_are_no_error(desk: Desk) ->
     built = full_text_index._build(place, wanted)
     desk.write("c.jsonl", [{"id": "c", "text": "harbour lighthouse"}])
     desk.embed()
-    with store.sole_writer(place, store.new_run_id()) as lease:
+    with store.exclusive_writer(place, store.new_run_id()) as lease:
         full_text_index.index_words(place, lease, wanted)
     desk.write("d.jsonl", [{"id": "d", "text": "lighthouse"}])
     desk.embed()
-    with store.sole_writer(place, store.new_run_id()) as lease:
+    with store.exclusive_writer(place, store.new_run_id()) as lease:
         assert not full_text_index._commit(place, lease, built)
         full_text_index.index_words(place, lease, wanted)
     assert found(desk, "lighthouse") == {"b", "c", "d"}
@@ -302,7 +302,7 @@ def test_pieces_of_an_index_are_merged_while_none_holds_most_rows(desk: Desk) ->
     for name in "abcdefgh":
         desk.write(f"{name}.jsonl", [{"id": f"{name}{i}", "text": words(i, i + 1)} for i in range(4)])
         desk.embed()
-        with store.sole_writer(place, store.new_run_id()) as lease:
+        with store.exclusive_writer(place, store.new_run_id()) as lease:
             full_text_index.index_words(place, lease, maintenance.full_text_settings(desk.config))
         pieces.append(next(index.pieces for index in store.indexes(place) if index.columns == ("text",)))
     assert pieces == [1, 1, 1, 2, 1, 2, 1, 2]

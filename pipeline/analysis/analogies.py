@@ -12,7 +12,7 @@ import numpy as np
 from latent import store
 from latent.errors import QueryError
 from latent.evaluation.datasets import Analogy, read_analogies
-from latent.search import Hit, Table
+from latent.search import Hit, SearchTable
 from latent.search.vector_arithmetic import combined, way
 from latent.store import Condition, Store
 
@@ -32,7 +32,7 @@ class Step:
 
 
 def between(  # noqa: PLR0917
-    table: Table, start: str, end: str, steps: int, k: int = 1, where: Condition | None = None
+    table: SearchTable, start: str, end: str, steps: int, k: int = 1, where: Condition | None = None
 ) -> list[Step]:
     """Walk the sphere from one text's vector to the other's. Raises QueryError for fewer than two steps, empty or opposite texts."""
     if not 2 <= steps <= MAX_STEPS:
@@ -58,7 +58,7 @@ class Analogies:
     sections: dict[str, float] = field(default_factory=dict)  # accuracy of each
 
 
-def analogies(table: Table, path: Path) -> Analogies:
+def analogies(table: SearchTable, path: Path) -> Analogies:
     """Ask a file of analogies (3CosAdd, Mikolov, Yih & Zweig 2013): a's, b's and c's own passages do not count as answers. Upper and lower case are one.
 
     Raises QueryError where no question has all its texts in the table, SourceError for the file.
@@ -98,7 +98,7 @@ def _places(place: Store, version: int, wanted: set[str]) -> dict[str, set[int]]
     return found
 
 
-def _vectors(table: Table, texts: list[str]) -> np.ndarray:
+def _vectors(table: SearchTable, texts: list[str]) -> np.ndarray:
     parts = [table.encode_queries(texts[start : start + ENCODED_AT_ONCE]) for start in range(0, len(texts), ENCODED_AT_ONCE)]
     return np.concatenate(parts)
 

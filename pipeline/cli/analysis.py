@@ -200,9 +200,9 @@ def between(
     Example: latent between "read a file" "send an email" --steps 6
     """
     from latent.analysis import analogies as ways
-    from latent.search import Table
+    from latent.search import SearchTable
 
-    way = ways.between(Table(settings_of(ctx, config)), start, end, steps, k, where)
+    way = ways.between(SearchTable(settings_of(ctx, config)), start, end, steps, k, where)
     found = [(step, hit) for step in way for hit in step.hits]
     lines = [(f"{step.at:.2f}  {hit.score:.3f}  {hit.doc_id}", f"{'':13}{gist(hit.text)}") for step, hit in found]
     steps_found = [{"at": step.at, "hits": [hit.flat() for hit in step.hits]} for step in way]
@@ -224,9 +224,9 @@ def analogy(
     Example: latent analogy questions.csv
     """
     from latent.analysis import analogies as ways
-    from latent.search import Table
+    from latent.search import SearchTable
 
-    done = ways.analogies(Table(settings_of(ctx, config)), file)
+    done = ways.analogies(SearchTable(settings_of(ctx, config)), file)
     lines = [
         f"{done.accuracy:.4f} of {done.questions} questions answered right; {done.skipped} left out: not all of their words are in the table",
         *(f"  {share:.4f}  {section}" for section, share in done.sections.items()),

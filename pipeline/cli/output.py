@@ -221,7 +221,7 @@ def progress() -> Iterator[Any]:
         bar_parts.TimeRemainingColumn(),
     )
     told = {
-        "survey": "reading",
+        "scan": "reading",
         "start": "starting workers",
         "encode": "encoding",
         "wait": "waiting",

@@ -49,11 +49,11 @@ def search(
 
     Example: latent search "how do I parse a date" -k 3 --where "kind = 'function'"
     """
-    from latent.search import How, Table
+    from latent.search import SearchOptions, SearchTable
 
     if not query.strip() and not plus:
         raise typer.BadParameter("give a query, or --plus")
-    how = How(
+    how = SearchOptions(
         mode=mode,
         rerank=rerank,
         diversity=diversity,
@@ -64,7 +64,7 @@ def search(
         plus=plus or [],
         minus=minus or [],
     )
-    hits = Table(settings_of(ctx, config)).search(query, k, _condition(where), **how)
+    hits = SearchTable(settings_of(ctx, config)).search(query, k, _condition(where), **how)
     lines = [line for hit in hits for line in _hit_lines(hit, whole=bool(context))]
     printed({"hits": [hit.flat() for hit in hits]}, as_json, *lines or ["no hits"])
 
@@ -119,22 +119,26 @@ def evaluate(
     from latent.config import load
     from latent.evaluation import evaluator as use_case
     from latent.evaluation.datasets import read_judgments, read_queries
-    from latent.ingest.resolve import suited
-    from latent.search import How, Table
+    from latent.ingest.resolve import with_table_settings
+    from latent.search import SearchOptions, SearchTable
 
     if itself == (queries is not None) or (queries is None) != (qrels is None):
         raise typer.BadParameter("give --queries and --qrels, or --self")
     if per_query:
         use_case.require_by_query(per_query)
-    table = Table(settings_of(ctx, config))
+    table = SearchTable(settings_of(ctx, config))
     way = use_case.way(against) if against else None
-    rival = table if way is not None or not against else Table(suited(load(config, overrides(ctx) | {"table.name": against})))
+    rival = (
+        table
+        if way is not None or not against
+        else SearchTable(with_table_settings(load(config, overrides(ctx) | {"table.name": against})))
+    )
     asked, judged = (read_queries(queries), read_judgments(qrels)) if queries and qrels else use_case.known_items(table)
-    done = use_case.evaluate(table, asked, judged, How(mode=mode, rerank=rerank, exact=exact))
+    done = use_case.evaluate(table, asked, judged, SearchOptions(mode=mode, rerank=rerank, exact=exact))
     result = done.flat()
     lines = [_measures("", done)]
     if against:
-        other = use_case.evaluate(rival, asked, judged, way or How())
+        other = use_case.evaluate(rival, asked, judged, way or SearchOptions())
         compared = use_case.compare(done, other)
         result |= {"against": {"what": against} | other.flat() | {"p": compared.p}}
         lines += [_measures(f"{against}: ", other), "difference: " + _differences(compared)]

@@ -322,21 +322,21 @@ def serve(
 
 
 def _serve_searches(settings: Config, host: str, port: int, *, as_json: bool) -> None:
-    from latent.search import Table
+    from latent.search import SearchTable
     from latent.search import http_server as service
 
-    def ready(address: service.Address) -> None:
+    def ready(address: service.ServerInfo) -> None:
         token = [f"token: {address.token}"] if address.token else []
         printed(address, as_json, f"searches: {address.url}/search, described at {address.url}/docs", *token)
         sys.stdout.flush()
 
-    service.serve(Table(settings), host, port, ready)
+    service.serve(SearchTable(settings), host, port, ready)
 
 
 def _serve_nightly(config: Path, settings: Config, overridden: dict[str, Any], *, as_json: bool) -> None:
     from latent import flows
 
-    def ready(served: flows.Served) -> None:
+    def ready(served: flows.ServeInfo) -> None:
         analyze = [f"analyze at '{served.analyze}' {served.timezone}"] if served.analyze else []
         printed(
             served,

@@ -14,19 +14,19 @@ A batch that fails, for want of memory or of anything else, is halved until the 
 smaller.
 """
 
-from latent.encoders.batching import Prepared, batches
+from latent.encoders.batching import TokenizedTexts, batches
 from latent.encoders.canary import LEAST_COSINE, TEXTS, Canary
-from latent.encoders.encoder import Encoded, Encoder, actual_precision, best_device, gpu_count, loss_of
+from latent.encoders.encoder import Encoder, EncodeResult, actual_precision, best_device, gpu_count, loss_of
 from latent.encoders.reranker import Reranker
 
 __all__ = [
     "LEAST_COSINE",
     "TEXTS",
     "Canary",
-    "Encoded",
+    "EncodeResult",
     "Encoder",
-    "Prepared",
     "Reranker",
+    "TokenizedTexts",
     "actual_precision",
     "batches",
     "best_device",

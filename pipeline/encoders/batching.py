@@ -14,7 +14,7 @@ ALIKE, FEW = 0.9, 4  # a padded batch takes texts of 0.9 of its longest's length
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TokenizedTexts:
     """Texts and their tokens, one array for all of them."""
 
     texts: Sequence[str]

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from latent.encoders.batching import ALIKE, Prepared, batches
+from latent.encoders.batching import ALIKE, TokenizedTexts, batches
 from latent.encoders.inputs import PROBE, TextFeatures
-from latent.encoders.quantization_error import Loss, known_loss
+from latent.encoders.quantization_error import QuantizationError, known_loss
 from latent.errors import EngineError, Failure, ModelError, one_line
-from latent.types import LocalModel
+from latent.types import ResolvedModel
 
 log = logging.getLogger("latent")
 Vectors = npt.NDArray[np.float32]
@@ -53,7 +53,7 @@ def best_device(device: str, precision: str = "auto") -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def loss_of(model: LocalModel) -> Loss:
+def loss_of(model: ResolvedModel) -> QuantizationError:
     """What precision "int8" costs. Converts the model where this machine has not yet, which takes some seconds."""
     loss = known_loss(model) or Encoder(model, precision="int8").loss
     assert loss is not None
@@ -68,7 +68,7 @@ def gpu_count() -> int:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodeResult:
     """What came of some texts."""
 
     vectors: Vectors  # (n, dim) of unit length; a row of NaN for a text that has none
@@ -78,7 +78,7 @@ class Encoded:
 class Encoder:
     """A loaded model. Load it once and keep it: that is what workers are for."""
 
-    def __init__(self, model: LocalModel, *, device: str = "auto", precision: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, model: ResolvedModel, *, device: str = "auto", precision: str = "auto", threads: int | None = None) -> None:
         """Raises ModelError where the weights do not load, are not what the configuration says, or the device is not there."""
         quiet()
         import torch
@@ -133,7 +133,7 @@ class Encoder:
             return str(torch.cuda.get_device_name(self.device))
         return f"{self.device} {torch.backends.cpu.get_cpu_capability()}"
 
-    def prepare(self, texts: Sequence[str], prompt: str = "") -> Prepared:
+    def prepare(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
         """Tokenise with the prompt before each text: beside another thread that encodes, since the tokenizer needs no lock of Python's."""
         ids, failed = list[npt.NDArray[np.int32]](), dict[int, Failure]()
         for at in range(0, len(texts), TOKENISED_AT_ONCE):
@@ -141,7 +141,7 @@ class Encoder:
                 failed |= {i: each} if isinstance(each, Failure) else {}
                 ids.append(NO_TOKEN if isinstance(each, Failure) else each)
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return Prepared(texts, np.concatenate([NO_TOKEN, *ids]), offsets, failed, prompt)
+        return TokenizedTexts(texts, np.concatenate([NO_TOKEN, *ids]), offsets, failed, prompt)
 
     def encode(self, texts: Sequence[str], prompt: str = "") -> Vectors:
         """Vectors (n, dim) of unit length, in the order of the texts, the prompt put before each.
@@ -150,7 +150,7 @@ class Encoder:
         """
         return self.attempt(self.prepare(texts, prompt)).vectors
 
-    def attempt(self, given: Prepared) -> Encoded:
+    def attempt(self, given: TokenizedTexts) -> EncodeResult:
         """As `encode`, with what went wrong. Raises EngineError where the device fails on anything from now on.
 
         Nothing is fetched from a GPU before the end, so that it has its next batch while this one is still going on.
@@ -183,7 +183,7 @@ class Encoder:
         vectors = np.full((len(given.texts), self.dim), np.nan, np.float32)
         for batch, made in done:
             vectors[batch] = _fetched(made)
-        return Encoded(_unit(vectors), failed)
+        return EncodeResult(_unit(vectors), failed)
 
     @property
     def _alike(self) -> float:
@@ -206,7 +206,7 @@ class Encoder:
                 return [Failure.of("tokenizing failed", error)]
         return [each for text in texts for each in self._tokenise([text])]
 
-    def _try(self, given: Prepared, batch: npt.NDArray[np.intp]) -> Any | Failure:
+    def _try(self, given: TokenizedTexts, batch: npt.NDArray[np.intp]) -> Any | Failure:
         """The vectors of a batch, still on the device, or why there are none. What the failed pass held is free again when this returns."""
         try:
             if self._features is None:
@@ -258,7 +258,7 @@ class Encoder:
                 features.undo()
         return None
 
-    def _quantise(self, model: LocalModel, threads: int | None) -> Loss:
+    def _quantise(self, model: ResolvedModel, threads: int | None) -> QuantizationError:
         """From now on the transformer calculates in 8 bits. Raises ModelError where it cannot."""
         from latent.encoders.int8 import quantise
 

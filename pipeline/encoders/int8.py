@@ -21,9 +21,9 @@ import torch
 from filelock import FileLock
 from sentence_transformers import SentenceTransformer
 
-from latent.encoders.quantization_error import GROUP, Loss, kept_in, known_loss, passages
+from latent.encoders.quantization_error import GROUP, QuantizationError, kept_in, known_loss, passages
 from latent.errors import ModelError, one_line
-from latent.types import LocalModel
+from latent.types import ResolvedModel
 
 LEAST_COSINE = 0.98  # on average: a conversion that loses more has gone wrong
 WEIGHTS = "model.xml"
@@ -31,11 +31,11 @@ WEIGHTS = "model.xml"
 
 def quantise(
     model: SentenceTransformer,
-    source: LocalModel,
+    source: ResolvedModel,
     example: dict[str, Any],
     threads: int | None,
     encode: Callable[[list[str]], npt.NDArray[np.float32]],
-) -> Loss:
+) -> QuantizationError:
     """The model's transformer calculates in 8 bits from now on. `example` are features of some texts; `encode` encodes with the model as it is.
 
     Raises ModelError where OpenVINO is not installed, cannot convert the model, or gives other vectors.
@@ -51,14 +51,14 @@ def quantise(
         except RuntimeError as error:
             raise ModelError(f"model {source.name}: its 8-bit weights do not load: remove {folder}, they are made again") from error
         if loss is None:
-            loss = Loss.between(encode(texts), exact)
+            loss = QuantizationError.between(encode(texts), exact)
             loss.keep(source)
     if not loss.cosine >= LEAST_COSINE:
         raise ModelError(f"model {source.name}: loses too much in 8 bits: {loss}: set [model] precision to auto")
     return loss
 
 
-def _convert(model: SentenceTransformer, source: LocalModel, example: dict[str, Any], path: Path) -> None:
+def _convert(model: SentenceTransformer, source: ResolvedModel, example: dict[str, Any], path: Path) -> None:
     try:
         with _silence():
             import nncf

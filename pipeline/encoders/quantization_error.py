@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latent.errors import ModelError
-from latent.types import LocalModel
+from latent.types import ResolvedModel
 
 GROUP = 128  # activations quantised with one scale: OpenVINO's DYNAMIC_QUANTIZATION_GROUP_SIZE
 PASSAGES, PASSAGE_CHARS = 128, 200
@@ -21,7 +21,7 @@ FILE = "loss.json"
 
 
 @dataclass(frozen=True)
-class Loss:
+class QuantizationError:
     """Vectors compared with those in float32, on passages of Python's documentation."""
 
     cosine: float  # on average
@@ -36,27 +36,27 @@ class Loss:
         )
 
     @staticmethod
-    def between(vectors: npt.NDArray[np.float32], exact: npt.NDArray[np.float32]) -> Loss:
+    def between(vectors: npt.NDArray[np.float32], exact: npt.NDArray[np.float32]) -> QuantizationError:
         """Of unit vectors (n, dim)."""
         cosines = (vectors * exact).sum(axis=1)
         found, wanted = (np.argsort(-(m @ m.T - 2 * np.eye(len(m))), axis=1)[:, :NEAREST] for m in (vectors, exact))
         kept = np.mean([len(np.intersect1d(a, b)) / NEAREST for a, b in zip(found, wanted, strict=True)])
-        return Loss(float(cosines.mean()), float(cosines.min()), float(kept), len(vectors))
+        return QuantizationError(float(cosines.mean()), float(cosines.min()), float(kept), len(vectors))
 
-    def keep(self, model: LocalModel) -> None:
+    def keep(self, model: ResolvedModel) -> None:
         """Say that the model is converted, and what that cost. Whole or not at all."""
         path = kept_in(model) / FILE
         path.with_suffix(".part").write_text(json.dumps(asdict(self)))
         path.with_suffix(".part").replace(path)
 
 
-def known_loss(model: LocalModel) -> Loss | None:
+def known_loss(model: ResolvedModel) -> QuantizationError | None:
     """As measured when the model was converted on this machine; None where it was not yet. Raises ModelError as `kept_in`."""
     path = kept_in(model) / FILE
-    return Loss(**json.loads(path.read_text())) if path.is_file() else None
+    return QuantizationError(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def kept_in(model: LocalModel) -> Path:
+def kept_in(model: ResolvedModel) -> Path:
     """The folder of the converted model, beside the hub's cache. Raises ModelError where OpenVINO is not installed."""
     from huggingface_hub import cached_assets_path
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from latent.encoders.encoder import best_device, quiet
 from latent.encoders.inputs import pair_inputs
 from latent.errors import ModelError, one_line
-from latent.types import LocalModel
+from latent.types import ResolvedModel
 
 PAIRS, PAIRS_ON_CPU = 32, 4  # that go through the model together; on a CPU few of like length, as little of them is padding
 LONGEST = 512  # tokens of a pair, where the model does not say
@@ -27,7 +27,7 @@ Scores = npt.NDArray[np.float64]
 class Reranker:
     """A loaded cross-encoder. Safe to share between threads, which wait for each other."""
 
-    def __init__(self, model: LocalModel, *, device: str = "auto") -> None:
+    def __init__(self, model: ResolvedModel, *, device: str = "auto") -> None:
         """`model` holds safetensors for sentence-transformers, or an ONNX file with its tokenizer. Raises ModelError where it does not load."""
         quiet()
         self._lock = threading.Lock()
@@ -52,13 +52,13 @@ class Reranker:
         return scores
 
 
-def _onnx(model: LocalModel) -> Path | None:
+def _onnx(model: ResolvedModel) -> Path | None:
     """The ONNX file of a model without safetensors."""
     folder = Path(model.folder)
     return None if any(folder.glob("*.safetensors")) else min(folder.rglob("*.onnx"), default=None)
 
 
-def _with_sentence_transformers(model: LocalModel, device: str) -> Any:
+def _with_sentence_transformers(model: ResolvedModel, device: str) -> Any:
     from sentence_transformers import CrossEncoder
 
     chosen = best_device(device)
@@ -79,7 +79,7 @@ def _with_sentence_transformers(model: LocalModel, device: str) -> Any:
     return scored
 
 
-def _with_onnx(model: LocalModel) -> Any:
+def _with_onnx(model: ResolvedModel) -> Any:
     """Logits by ONNX Runtime."""
     import onnxruntime
     from tokenizers import Tokenizer

@@ -16,7 +16,7 @@ from latent.errors import QueryError
 from latent.evaluation.datasets import Judgments, Queries
 from latent.evaluation.ranking_metrics import DEPTH, Scores, means, p_values, score
 from latent.outputs import require_replaceable
-from latent.search.searcher import MODES, How, Table
+from latent.search.searcher import MODES, SearchOptions, SearchTable
 from latent.types import Mode
 
 TIMED = 100  # queries whose time is taken
@@ -54,7 +54,7 @@ class Comparison:
     p: dict[str, float]  # measure → probability of such a difference by chance
 
 
-def evaluate(table: Table, queries: Queries, judgments: Judgments, how: How) -> Evaluation:
+def evaluate(table: SearchTable, queries: Queries, judgments: Judgments, how: SearchOptions) -> Evaluation:
     """The measures of a table's answers. A document scores as its best passage does. Queries without a judgment are left out.
 
     Raises QueryError where no query is judged.
@@ -73,9 +73,9 @@ def evaluate(table: Table, queries: Queries, judgments: Judgments, how: How) -> 
     return Evaluation(means(scores), len(judged), _timed(lambda name: table.search(queries[name], TIMED_K, **how), names), scores)
 
 
-def _documents(table: Table, queries: list[str], how: How) -> list[dict[str, float]]:
+def _documents(table: SearchTable, queries: list[str], how: SearchOptions) -> list[dict[str, float]]:
     """For each query the best documents and their scores. Behind those that are reranked the others follow in their order."""
-    plain, anew = How(**how), How(**how)
+    plain, anew = SearchOptions(**how), SearchOptions(**how)
     plain["per_document"] = anew["per_document"] = True
     plain["rerank"] = False
     answers = [{hit.doc_id: hit.score for hit in hits} for hits in table.search_batch(queries, DEPTH, **plain)]
@@ -93,9 +93,9 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
     return Comparison({name: value - means(b)[name] for name, value in means(a).items()}, p_values(a, b))
 
 
-def way(name: str) -> How | None:
+def way(name: str) -> SearchOptions | None:
     """A way of searching by its name, such as "hybrid+rerank"; None where it is none, and so a table's."""
-    how = How()
+    how = SearchOptions()
     for part in name.split("+"):
         if part in MODES:
             how["mode"] = cast("Mode", part)
@@ -125,7 +125,7 @@ def write_by_query(path: Path, done: Evaluation) -> None:
         )
 
 
-def known_items(table: Table) -> tuple[Queries, Judgments]:
+def known_items(table: SearchTable) -> tuple[Queries, Judgments]:
     """Queries and judgments made of the table itself: a sentence of a passage asks for the document that it is from, or those that hold the same passage.
 
     (Azzopardi, de Rijke & Balog 2007.) It tells whether passages are found again, not whether answers are good. Raises QueryError for an empty table.

@@ -14,12 +14,12 @@ from latent.errors import (
     TableBusy,
 )
 from latent.ingest.resolve import store_of
-from latent.ingest.run import MakeEngine, embed, log, quiet
-from latent.ingest.throttle import Manners
+from latent.ingest.run import PoolFactory, embed, log, quiet
+from latent.ingest.throttle import BackfillThrottle
 from latent.ingest.tracker import SLOWEST
 from latent.store import Store, new_run_id
 from latent.types import ChunkCounts, OnProgress, Progress, Report
-from latent.workers import Engine
+from latent.workers import WorkerPool
 
 
 def backfill(
@@ -30,7 +30,7 @@ def backfill(
     allow_deletions: bool = False,
     change_source: bool = False,
     sample: float = 1.0,
-    engine: MakeEngine = Engine,
+    engine: PoolFactory = WorkerPool,
 ) -> Report:
     """`embed` for a job of days: it keeps to a pace and to hours, can be paused, and gives way to other runs of the table.
 
@@ -38,10 +38,10 @@ def backfill(
     comes meanwhile leaves to it the files that it has not recorded yet. Raises PipelineError; TableBusy where a backfill is under way.
     """
     place = store_of(config)
-    with store.Backfill(place, new_run_id()) as presence:
-        manners, turns = Manners(config, place, presence), list[Report]()
+    with store.BackfillLock(place, new_run_id()) as lock:
+        throttle, turns = BackfillThrottle(config, place, lock), list[Report]()
         while not turns or turns[-1].undone:
-            manners.wait(lambda reason: _tell_waiting(reason, on_progress))
+            throttle.wait(lambda reason: _tell_waiting(reason, on_progress))
             if turns:
                 _refuse_other_columns(place, config)
             try:
@@ -53,11 +53,11 @@ def backfill(
                     change_source=change_source,
                     sample=sample,
                     engine=engine,
-                    manners=manners,
+                    throttle=throttle,
                 )
                 turns.append(turn)
             except TableBusy:  # another run came first
-                if presence.in_the_way() is None:
+                if lock.lock_holder() is None:
                     raise
     return _summed(turns)
 

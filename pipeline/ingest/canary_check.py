@@ -5,11 +5,11 @@ from __future__ import annotations
 from latent import store
 from latent.encoders import LEAST_COSINE, TEXTS, Canary, Encoder
 from latent.errors import SpecMismatch
-from latent.ingest.resolve import Scene
+from latent.ingest.resolve import ResolvedConfig
 from latent.types import Spec
 
 
-def load_encoder(at: Scene, threads: int | None = None) -> Encoder:
+def load_encoder(at: ResolvedConfig, threads: int | None = None) -> Encoder:
     """Load the model and compare its vectors of fixed texts with those that were kept. Raise ModelError, SpecMismatch."""
     settings = at.config.model
     encoder = Encoder(at.model, device=settings.device, precision=settings.precision, threads=threads)

@@ -16,11 +16,11 @@ from latent import sources as source
 from latent.chunking.passages import make_chunker
 from latent.encoders import Encoder, gpu_count
 from latent.ingest.canary_check import load_encoder
-from latent.ingest.resolve import Scene
-from latent.ingest.scan import Outlook, cost_of
+from latent.ingest.resolve import ResolvedConfig
+from latent.ingest.scan import ScanPlan, cost_of
 from latent.ingest.worker import cut
 from latent.store import vectors_of
-from latent.types import ChunkCounts, Report, Slice
+from latent.types import ChunkCounts, FileSlice, Report
 
 log = logging.getLogger("latent")
 SAMPLE_SHARDS = 16
@@ -31,7 +31,7 @@ RAY_START_S = 8.0  # ray.init took 7–10 s
 SEED = 7
 
 
-def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
+def estimate(report: Report, scan_plan: ScanPlan, at: ResolvedConfig) -> Report:
     """The report with tokens, chunks and seconds as a sample foretells them.
 
     Seconds are those of encoding on the configured workers, and of starting them.
@@ -48,21 +48,21 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     if encoder.loss:
         log.warning("precision int8: %s", encoder.loss)
     start_s = time.perf_counter() - started
-    documents = _sample(outlook, at)
+    documents = _sample(scan_plan, at)
     chunks, _ = cut(documents, chunker, at.config.source.format)
     held = vectors_of(at.store, chunks["chunk_hash"].to_pylist())
     texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
     fresh = [text for h, text in texts.items() if h not in held]
     rate = _tokens_per_second(encoder, fresh, at.spec.document_prompt)
-    count = sum(map(len, outlook.plan.shards))
+    count = sum(map(len, scan_plan.plan.shards))
     if at.config.chunk.tokens == "truncate":  # what is cut off has characters but no tokens
         scale = count / max(documents.num_rows, 1)
     else:
-        scale = outlook.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
+        scale = scan_plan.plan.chars / max(pc.sum(pc.utf8_length(documents["text"])).as_py() or 0, 1)
     cut_up = count + (chunks.num_rows - documents.num_rows) * scale  # each document has a chunk, and more by its length
     new = len(fresh) / max(chunks.num_rows, 1)
     total = round(len(encoder.prepare(fresh, at.spec.document_prompt).ids) * scale)
-    workers = at.crew.count(os.cpu_count() or 1, gpu_count(), len(outlook.plan.shards))
+    workers = at.pool_spec.count(os.cpu_count() or 1, gpu_count(), len(scan_plan.plan.shards))
     seconds = RAY_START_S + start_s + total / (rate * workers)
     return replace(
         report,
@@ -75,18 +75,18 @@ def estimate(report: Report, outlook: Outlook, at: Scene) -> Report:
     )
 
 
-def _sample(outlook: Outlook, at: Scene) -> pa.Table:
+def _sample(scan_plan: ScanPlan, at: ResolvedConfig) -> pa.Table:
     """Documents to do from all over the plan, with `source_file`."""
     chance = random.Random(SEED)  # noqa: S311
     settings = at.config.source
-    reader = source.Reader(source.locate(settings.uri), settings.format, settings, outlook.metadata)
+    reader = source.Reader(source.locate(settings.uri), settings.format, settings, scan_plan.metadata)
     tables = []
-    for shard in chance.sample(outlook.plan.shards, min(SAMPLE_SHARDS, len(outlook.plan.shards))):
+    for shard in chance.sample(scan_plan.plan.shards, min(SAMPLE_SHARDS, len(scan_plan.plan.shards))):
         chosen, first = sorted(chance.sample(range(len(shard)), min(SAMPLE_DOCUMENTS, len(shard)))), 0
         for piece in shard.slices:
             rows = [i - first for i in chosen if first <= i < first + piece.documents.num_rows]
             first += piece.documents.num_rows
-            found = reader.read(Slice(piece.file, piece.documents.take(rows))) if rows else reader.schema.empty_table()
+            found = reader.read(FileSlice(piece.file, piece.documents.take(rows))) if rows else reader.schema.empty_table()
             tables.append(found.append_column("source_file", pa.array([piece.file.path] * found.num_rows, pa.string())))
     return pa.concat_tables(tables)
 

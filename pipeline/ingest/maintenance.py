@@ -16,7 +16,7 @@ from latent.errors import (
 )
 from latent.ingest.resolve import store_of
 from latent.schemas import RUNS
-from latent.store import Lease, Tuning, Words, new_run_id
+from latent.store import FullTextSettings, Lease, Tuning, new_run_id
 from latent.types import Report
 
 
@@ -41,7 +41,7 @@ def record_unchanged(config: Config, report: Report) -> None:
 
 
 @dataclass(frozen=True)
-class Maintained:
+class MaintenanceResult:
     """What `maintain` did."""
 
     tuning: Tuning | None  # of vector searches; None: there is no index, every search is exact
@@ -49,14 +49,14 @@ class Maintained:
     files_removed: int  # written by runs that never committed them
 
 
-def maintain(config: Config) -> Maintained:
+def maintain(config: Config) -> MaintenanceResult:
     """Indexes, compaction, then what is kept no longer: see `store.history`. Raises TableBusy while a run is writing."""
     place = store_of(config)
     place.opened()
-    with store.sole_writer(place, new_run_id()) as lease:
-        orphans = store.leftovers(place)
+    with store.exclusive_writer(place, new_run_id()) as lease:
+        orphans = store.orphaned_files(place)
         tuning = update_indexes(config, lease)
-        return Maintained(tuning, *store.clean_up(place, lease, orphans))
+        return MaintenanceResult(tuning, *store.vacuum(place, lease, orphans))
 
 
 def report_as_of_now(config: Config, report: Report) -> Report:
@@ -76,13 +76,13 @@ def update_indexes(config: Config, lease: Lease) -> Tuning | None:
     return store.update_indexes(store_of(config), lease, config.index.recall, full_text_settings(config))
 
 
-def full_text_settings(config: Config) -> Words | None:
+def full_text_settings(config: Config) -> FullTextSettings | None:
     index = config.index
-    return Words(index.language, index.stem, index.stop_words) if index.full_text else None
+    return FullTextSettings(index.language, index.stem, index.stop_words) if index.full_text else None
 
 
 def searches_lag(config: Config) -> bool:
     """Whether indexes are behind or absent: the run that changed rows was killed before it brought them up to date."""
     place = store_of(config)
     behind = any(index.behind for index in store.indexes(place) if index.kind != "BTree")  # trees may stay a little behind
-    return behind or not store.Reading(place).settled(full_text=config.index.full_text)
+    return behind or not store.TableReader(place).fully_indexed(full_text=config.index.full_text)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latent.schemas import FILES, QUARANTINE
-from latent.types import DocumentCounts, FileState, Shard, Slice
+from latent.types import DocumentCounts, FileSlice, FileState, Shard
 
 SHARD_DOCUMENTS = 2048
 SHARD_CHARS = (1 << 16, 1 << 20)  # about 15k to 250k tokens: 4–70 s on one core; large in large runs, to keep fragments few
@@ -76,31 +76,31 @@ def compare_files(
     return FileChanges(tuple(changed), tuple(f.path for f in listing if f.path not in opened | left), tuple(sorted(left)))
 
 
-def shadowing(quarantine: pa.Table) -> frozenset[str]:
+def files_with_duplicate_ids(quarantine: pa.Table) -> frozenset[str]:
     """Files with a document shadowed by another of the same id: to be opened again whenever anything changes, since the other may be gone."""
     shadowed = pc.starts_with(quarantine["reason"], DUPLICATE)
     return frozenset(quarantine.filter(shadowed)["source_file"].to_pylist())
 
 
-def contested(sightings: pa.Table, held: pa.Table, quarantine: pa.Table, unchanged: Iterable[str]) -> frozenset[str]:
+def files_with_conflicting_ids(scanned: pa.Table, held: pa.Table, quarantine: pa.Table, unchanged: Iterable[str]) -> frozenset[str]:
     """Unopened files with a document, stored or quarantined, that an opened file claims too: they must be opened to tell who wins."""
     rivals = pa.concat_tables(
         [quarantine.select(["doc_id", "source_file"]), held.select(["doc_id", "source_file"])], promote_options="permissive"
     )
     rivals = rivals.filter(pc.is_in(rivals["source_file"], value_set=pa.array(sorted(unchanged), pa.string())))
-    claimed = sightings["doc_id"].drop_null().combine_chunks()
+    claimed = scanned["doc_id"].drop_null().combine_chunks()
     return frozenset(rivals.filter(pc.is_in(rivals["doc_id"], value_set=claimed))["source_file"].to_pylist())
 
 
-def left_out(spared: pa.Table, sightings: pa.Table, held: pa.Table, changed: Iterable[str]) -> dict[tuple[str, str], str]:
+def documents_to_skip(spared: pa.Table, scanned: pa.Table, held: pa.Table, changed: Iterable[str]) -> dict[tuple[str, str], str]:
     """Documents that need not be embedded, by id and hash, and why: all that stand for them are in the source as they were when that was found.
 
-    `spared`: SPARED. `changed`: files that are opened or gone: what they held is there only as far as it was sighted.
+    `spared`: REDUNDANT_DOCUMENTS. `changed`: files that are opened or gone: what they held is there only as far as it was sighted.
     """
     kept = pa.array(sorted({name for names in spared["kept_ids"].to_pylist() for name in names}), pa.string())
     stored = held.filter(pc.is_in(held["doc_id"], value_set=kept))
     stored = stored.filter(pc.invert(pc.is_in(stored["source_file"], value_set=pa.array(sorted(changed), pa.string()))))
-    seen = sightings.filter(pc.and_(pc.is_in(sightings["doc_id"], value_set=kept), pc.is_null(sightings["problem"])))
+    seen = scanned.filter(pc.and_(pc.is_in(scanned["doc_id"], value_set=kept), pc.is_null(scanned["problem"])))
     there = {pair for rows in (stored, seen) for pair in zip(rows["doc_id"].to_pylist(), rows["doc_hash"].to_pylist(), strict=True)}
     return {
         (
@@ -112,7 +112,7 @@ def left_out(spared: pa.Table, sightings: pa.Table, held: pa.Table, changed: Ite
     }
 
 
-def to_look_at(left: Mapping[tuple[str, str], str], held: pa.Table, quarantine: pa.Table) -> frozenset[str]:
+def files_to_rescan(left: Mapping[tuple[str, str], str], held: pa.Table, quarantine: pa.Table) -> frozenset[str]:
     """Files with a document that is held and now left out, or was left out and now is not: to be opened."""
     pairs = zip(*(held[name].to_pylist() for name in ("doc_id", "doc_hash", "source_file")), strict=True) if left else ()
     out = {file for doc_id, doc_hash, file in pairs if (doc_id, doc_hash) in left}
@@ -121,63 +121,61 @@ def to_look_at(left: Mapping[tuple[str, str], str], held: pa.Table, quarantine: 
 
 
 @dataclass(frozen=True)
-class Survey:
+class ScanResult:
     """What was seen, for `make_plan`."""
 
     listing: Sequence[FileState]
     changes: FileChanges
-    sightings: pa.Table  # SIGHTINGS of all opened files
+    scanned: pa.Table  # SCANNED_DOCUMENTS of all opened files
     refused: dict[str, str]  # path → reason, of files that could not be read
     reading: str
-    held: pa.Table  # HELD
+    held: pa.Table  # STORED_DOCUMENTS
     quarantine: pa.Table  # QUARANTINE as recorded
     recorded: pa.Table  # FILES as recorded
     retry: bool = False  # take quarantined documents again
     share: float = 1.0  # of the documents to do: fewer are a sample
-    left_out: Mapping[tuple[str, str], str] = field(
+    documents_to_skip: Mapping[tuple[str, str], str] = field(
         default_factory=dict
     )  # documents that need not be embedded, by id and hash: why
 
 
-def make_plan(survey: Survey, run_id: str, workers: int = 1, *, on_gpu: bool = False) -> Plan:
+def make_plan(scan: ScanResult, run_id: str, workers: int = 1, *, on_gpu: bool = False) -> Plan:
     """The plan of a survey, in shards for so many workers.
 
     Of documents with one id the first wins, by path and then row; the others are quarantined. A document that moved is done
     again under its new file, its vectors reused. A refused file keeps its documents; so does a file in which a row could not be told
     from another, as far as documents are missing from it.
     """
-    seen = _without_left_out(_in_order(survey), survey.left_out)
+    seen = _without_left_out(_in_order(scan), scan.documents_to_skip)
     first = _first_of_id(seen["doc_id"])
     claims = seen.filter(pc.and_(first, pc.is_null(seen["problem"])))
-    failures = _failures(survey)
+    failures = _failures(scan)
     failed = pa.array([_key(row) in failures for row in claims.to_pylist()] if failures else [False] * claims.num_rows, pa.bool_())
     carried = [failures[_key(row)] | {"row": row["row"]} for row in claims.filter(failed).to_pylist()]
     claims = claims.filter(pc.invert(failed))
 
-    at = pc.index_in(claims["doc_id"], value_set=survey.held["doc_id"].combine_chunks())  # null: the table does not hold it
+    at = pc.index_in(claims["doc_id"], value_set=scan.held["doc_id"].combine_chunks())  # null: the table does not hold it
     held = pc.is_valid(at)
-    same_hash = pc.fill_null(pc.equal(claims["doc_hash"], survey.held["doc_hash"].take(at)), fill_value=False)
-    same_file = pc.fill_null(
-        pc.equal(claims["source_file"].cast(pa.string()), survey.held["source_file"].take(at)), fill_value=False
-    )
+    same_hash = pc.fill_null(pc.equal(claims["doc_hash"], scan.held["doc_hash"].take(at)), fill_value=False)
+    same_file = pc.fill_null(pc.equal(claims["source_file"].cast(pa.string()), scan.held["source_file"].take(at)), fill_value=False)
     claims = claims.append_column("held", held).append_column("changed", pc.and_(held, pc.invert(same_hash)))
     todo = claims.filter(pc.invert(pc.and_(same_hash, same_file)))
-    drawn = _drawn(todo, survey.share)
+    drawn = _drawn(todo, scan.share)
     left, todo = todo.filter(pc.invert(drawn)), todo.filter(drawn)
 
-    quarantined = _quarantined(survey, seen, first, carried, run_id)
-    deleted = _deleted(survey, seen, claims["doc_id"])
+    quarantined = _quarantined(scan, seen, first, carried, run_id)
+    deleted = _deleted(scan, seen, claims["doc_id"])
     in_quarantine = pc.is_in(deleted, value_set=quarantined["doc_id"].combine_chunks())
     return Plan(
-        shards=tuple(_shards(todo, survey.listing, max(LEAST_SHARDS, SHARDS_A_WORKER * workers), ON_GPU if on_gpu else 1)),
+        shards=tuple(_shards(todo, scan.listing, max(LEAST_SHARDS, SHARDS_A_WORKER * workers), ON_GPU if on_gpu else 1)),
         deleted=deleted,
         lost=len(deleted) - _count(pc.is_in(deleted, value_set=_spared(quarantined))),
         quarantined=quarantined,
-        files=_files(survey, run_id),
+        files=_files(scan, run_id),
         documents=DocumentCounts(
             added=_count(pc.invert(todo["held"])),
             changed=_count(todo["changed"]),
-            unchanged=survey.held.num_rows - len(deleted) - _count(claims["changed"]),
+            unchanged=scan.held.num_rows - len(deleted) - _count(claims["changed"]),
             deleted=_count(pc.invert(in_quarantine)),
             quarantined=quarantined.num_rows,
         ),
@@ -199,22 +197,22 @@ def _drawn(todo: pa.Table, share: float) -> pa.Array:
     return pc.less(pc.utf8_slice_codeunits(todo["doc_hash"], 0, 8), f"{int(share * 2**32):08x}")
 
 
-def _in_order(survey: Survey) -> pa.Table:
+def _in_order(scan: ScanResult) -> pa.Table:
     """The sightings by path and row, with their path."""
-    seen = survey.sightings
+    seen = scan.scanned
     files, rows = seen["file"].to_numpy(), seen["row"].to_numpy()
     if np.any((np.diff(files) < 0) | ((np.diff(files) == 0) & (np.diff(rows) < 0))):
         seen = seen.take(np.lexsort((rows, files)))
-    paths = pa.array([f.path for f in survey.listing], pa.string())
+    paths = pa.array([f.path for f in scan.listing], pa.string())
     return seen.append_column("source_file", pa.DictionaryArray.from_arrays(seen["file"].combine_chunks(), paths))
 
 
-def _without_left_out(seen: pa.Table, left_out: Mapping[tuple[str, str], str]) -> pa.Table:
+def _without_left_out(seen: pa.Table, documents_to_skip: Mapping[tuple[str, str], str]) -> pa.Table:
     """The sightings, with a problem where a document need not be embedded."""
-    if not left_out:
+    if not documents_to_skip:
         return seen
     pairs = zip(seen["doc_id"].to_pylist(), seen["doc_hash"].to_pylist(), strict=True)
-    reasons = pa.array([left_out.get((doc_id, doc_hash)) for doc_id, doc_hash in pairs], pa.string())
+    reasons = pa.array([documents_to_skip.get((doc_id, doc_hash)) for doc_id, doc_hash in pairs], pa.string())
     return seen.set_column(seen.column_names.index("problem"), "problem", pc.coalesce(seen["problem"], reasons))
 
 
@@ -227,13 +225,13 @@ def _first_of_id(doc_ids: pa.ChunkedArray) -> pa.Array:
     return pa.array(first)
 
 
-def _failures(survey: Survey) -> dict[tuple[str, str, str], dict[str, object]]:
+def _failures(scan: ScanResult) -> dict[tuple[str, str, str], dict[str, object]]:
     """Quarantine rows of documents whose encoding failed, by id, file and content: not to be tried again."""
-    if survey.retry:
+    if scan.retry:
         return {}
-    reasons = survey.quarantine["reason"]
+    reasons = scan.quarantine["reason"]
     found_anew = pc.or_(pc.starts_with(reasons, DUPLICATE), pc.starts_with(reasons, NEAR_DUPLICATE))
-    failed = survey.quarantine.filter(pc.invert(found_anew))
+    failed = scan.quarantine.filter(pc.invert(found_anew))
     return {_key(row): row for row in failed.to_pylist()}
 
 
@@ -241,27 +239,27 @@ def _key(row: dict[str, object]) -> tuple[str, str, str]:
     return str(row["doc_id"]), str(row["source_file"]), str(row["doc_hash"])
 
 
-def _opened(survey: Survey) -> list[str]:
+def _opened(scan: ScanResult) -> list[str]:
     """Paths of the files that were opened and could be read."""
-    return [survey.listing[i].path for i in survey.changes.changed if survey.listing[i].path not in survey.refused]
+    return [scan.listing[i].path for i in scan.changes.changed if scan.listing[i].path not in scan.refused]
 
 
-def _deleted(survey: Survey, seen: pa.Table, claimed: pa.ChunkedArray) -> pa.Array:
+def _deleted(scan: ScanResult, seen: pa.Table, claimed: pa.ChunkedArray) -> pa.Array:
     """Ids whose rows go: held under a file that was opened or is gone, and claimed by no document."""
-    untold = set(seen.filter(pc.is_null(seen["doc_id"]))["source_file"].to_pylist())
-    listed = {f.path for f in survey.listing}
-    gone = [p for p in pc.unique(survey.held["source_file"]).to_pylist() if p not in listed]
-    answerable = pa.array([p for p in _opened(survey) if p not in untold] + gone, pa.string())
-    answerable_rows = survey.held.filter(pc.is_in(survey.held["source_file"], value_set=answerable))
+    files_with_unidentified_rows = set(seen.filter(pc.is_null(seen["doc_id"]))["source_file"].to_pylist())
+    listed = {f.path for f in scan.listing}
+    gone = [p for p in pc.unique(scan.held["source_file"]).to_pylist() if p not in listed]
+    deletable_files = pa.array([p for p in _opened(scan) if p not in files_with_unidentified_rows] + gone, pa.string())
+    answerable_rows = scan.held.filter(pc.is_in(scan.held["source_file"], value_set=deletable_files))
     claimed = claimed.filter(pc.is_in(claimed, value_set=answerable_rows["doc_id"].combine_chunks()))
     unclaimed = pc.invert(pc.is_in(answerable_rows["doc_id"], value_set=claimed.combine_chunks()))
     return answerable_rows.filter(unclaimed)["doc_id"].combine_chunks()
 
 
-def _quarantined(survey: Survey, seen: pa.Table, first: pa.Array, carried: list[dict[str, object]], run_id: str) -> pa.Table:
+def _quarantined(scan: ScanResult, seen: pa.Table, first: pa.Array, carried: list[dict[str, object]], run_id: str) -> pa.Table:
     """Quarantine as it stands after the run: what unopened files had, what failed before, and what was found in opened files."""
-    opened, earlier = set(_opened(survey)), survey.quarantine
-    unopened = pa.array([f.path for f in survey.listing if f.path not in opened], pa.string())
+    opened, earlier = set(_opened(scan)), scan.quarantine
+    unopened = pa.array([f.path for f in scan.listing if f.path not in opened], pa.string())
     stays = pc.and_(pc.is_in(earlier["source_file"], value_set=unopened), pc.greater_equal(earlier["row"], 0))
     bad = seen.filter(pc.or_(pc.is_valid(seen["problem"]), pc.and_(pc.invert(first), pc.is_valid(seen["doc_id"]))))
     bad = bad.set_column(bad.column_names.index("source_file"), "source_file", bad["source_file"].cast(pa.string()))
@@ -283,30 +281,30 @@ def _quarantined(survey: Survey, seen: pa.Table, first: pa.Array, carried: list[
     )
     refused = [
         {"source_file": path, "row": -1, "reason": f"unreadable file: {reason}", "run_id": run_id}
-        for path, reason in sorted(survey.refused.items())
+        for path, reason in sorted(scan.refused.items())
     ]
     return pa.concat_tables([earlier.filter(stays), found, pa.Table.from_pylist([*carried, *refused], schema=QUARANTINE)])
 
 
-def _files(survey: Survey, run_id: str) -> pa.Table:
+def _files(scan: ScanResult, run_id: str) -> pa.Table:
     """File states as they stand after the run. A refused file keeps its old state, so that it is opened again."""
-    opened = set(_opened(survey))
-    listed = {f.path for f in survey.listing}
-    kept = pa.array([path in listed and path not in opened for path in survey.recorded["path"].to_pylist()], pa.bool_())
-    counts = np.bincount(survey.sightings["file"].to_numpy(), minlength=len(survey.listing))
+    opened = set(_opened(scan))
+    listed = {f.path for f in scan.listing}
+    kept = pa.array([path in listed and path not in opened for path in scan.recorded["path"].to_pylist()], pa.bool_())
+    counts = np.bincount(scan.scanned["file"].to_numpy(), minlength=len(scan.listing))
     rows = [
         {
             "path": f.path,
             "size": f.size,
             "modified": f.modified,
-            "reading": survey.reading,
+            "reading": scan.reading,
             "documents": int(counts[i]),
             "run_id": run_id,
         }
-        for i, f in enumerate(survey.listing)
+        for i, f in enumerate(scan.listing)
         if f.path in opened
     ]
-    return pa.concat_tables([survey.recorded.filter(kept), pa.Table.from_pylist(rows, schema=FILES)])
+    return pa.concat_tables([scan.recorded.filter(kept), pa.Table.from_pylist(rows, schema=FILES)])
 
 
 def _shards(todo: pa.Table, listing: Sequence[FileState], aim: int, times: int) -> Iterator[Shard]:
@@ -315,7 +313,7 @@ def _shards(todo: pa.Table, listing: Sequence[FileState], aim: int, times: int) 
     documents = todo.select(["row", "doc_id", "doc_hash", "held", "changed"])
     for start, stop in pairwise(_cuts(todo["chars"].to_numpy(), aim, times)):
         edges = [start, *(start + 1 + np.flatnonzero(np.diff(files[start:stop]))), stop]
-        yield Shard(tuple(Slice(listing[files[a]], documents[a:b].combine_chunks()) for a, b in pairwise(edges)))
+        yield Shard(tuple(FileSlice(listing[files[a]], documents[a:b].combine_chunks()) for a, b in pairwise(edges)))
 
 
 def _cuts(chars: np.ndarray, aim: int, times: int) -> list[int]:

@@ -11,27 +11,27 @@ from latent import store
 from latent.config import Config
 from latent.encoders import actual_precision
 from latent.errors import SpecMismatch
-from latent.store import Asking, Store
-from latent.types import LocalModel, Prompts, Spec
-from latent.workers import Crew
+from latent.store import QuerySettings, Store
+from latent.types import Prompts, ResolvedModel, Spec
+from latent.workers import WorkerPoolSpec
 
 log = logging.getLogger("latent")
 NO_PROMPT = "none"  # in the config; an empty prompt there is the one that the model's file asks for
 
 
 @dataclass(frozen=True)
-class Scene:
+class ResolvedConfig:
     """The config, resolved: the same for every use-case."""
 
     config: Config
     store: Store
-    model: LocalModel
+    model: ResolvedModel
     spec: Spec
 
     @property
-    def asking(self) -> Asking:
+    def query_settings(self) -> QuerySettings:
         """How the config wants queries put to the model."""
-        return Asking(self.config.model.revision, self.config.model.query_prompt)
+        return QuerySettings(self.config.model.revision, self.config.model.query_prompt)
 
     @property
     def prompts(self) -> Prompts:
@@ -39,13 +39,13 @@ class Scene:
         return prompts_of(self.config, self.model)
 
     @property
-    def crew(self) -> Crew:
+    def pool_spec(self) -> WorkerPoolSpec:
         """The workers that the config asks for."""
         ray = self.config.ray
         least, most = (
             ray.workers if isinstance(ray.workers, list) else (1, None) if ray.workers == "auto" else (ray.workers, ray.workers)
         )
-        return Crew(ray.address, least, most, ray.cpus_per_worker, ray.gpus_per_worker)
+        return WorkerPoolSpec(ray.address, least, most, ray.cpus_per_worker, ray.gpus_per_worker)
 
 
 def store_of(config: Config) -> Store:
@@ -53,9 +53,9 @@ def store_of(config: Config) -> Store:
     return Store(config.table.uri, config.table.name, config.table.storage_options)
 
 
-def scene(config: Config) -> Scene:
+def resolve_and_check(config: Config) -> ResolvedConfig:
     """The config resolved, and its spec compared with the table's. Raises ModelError, SpecMismatch."""
-    at = followed(config)
+    at = follow_migration(config)
     held = store.spec_of(at.store)
     if held is not None and not same_vectors(held, at.spec):
         differences = "; ".join(held.differences(at.spec))
@@ -68,27 +68,27 @@ def scene(config: Config) -> Scene:
     return at
 
 
-def followed(config: Config) -> Scene:
+def follow_migration(config: Config) -> ResolvedConfig:
     """The config resolved; where the table was migrated away from what it asks for, with the table's settings: jobs and searches go on while
     the config is not yet changed. Raises ModelError.
     """
-    at = resolved(config)
+    at = resolve(config)
     held = store.spec_of(at.store)
     if held is None or same_vectors(held, at.spec):
         return at
     if not any(same_vectors(former, at.spec) for former in store.former_specs(at.store.opened())):
         return at
     log.warning("the table was migrated from %s to %s: set [model] name = %r", at.spec.model, held.model, held.model)
-    return resolved(adopted(config, held, store.asking_of(at.store)))
+    return resolve(with_spec(config, held, store.query_settings_of(at.store)))
 
 
-def suited(config: Config) -> Config:
+def with_table_settings(config: Config) -> Config:
     """The config with the model and the settings that the table's vectors were made with, where it asks for others. Raises ModelError."""
     place = store_of(config)
     held = store.spec_of(place)
-    if held is None or same_vectors(held, resolved(config).spec):
+    if held is None or same_vectors(held, resolve(config).spec):
         return config
-    return adopted(config, held, store.asking_of(place))
+    return with_spec(config, held, store.query_settings_of(place))
 
 
 def same_vectors(one: Spec, other: Spec) -> bool:
@@ -96,14 +96,14 @@ def same_vectors(one: Spec, other: Spec) -> bool:
     return replace(one, model=other.model) == other
 
 
-def adopted(config: Config, spec: Spec, asking: Asking) -> Config:
+def with_spec(config: Config, spec: Spec, query_settings: QuerySettings) -> Config:
     """The config with the settings that lead to a spec. What it trusts, it trusts as before."""
     given = {
         "name": spec.model,
-        "revision": asking.revision,
+        "revision": query_settings.revision,
         "sha256": "",
         "precision": spec.precision,
-        "query_prompt": asking.query_prompt,
+        "query_prompt": query_settings.query_prompt,
         "document_prompt": spec.document_prompt or NO_PROMPT,
     }
     sections = {
@@ -114,13 +114,13 @@ def adopted(config: Config, spec: Spec, asking: Asking) -> Config:
     return config.model_copy(update=sections)
 
 
-def prompts_of(config: Config, local: LocalModel) -> Prompts:
+def prompts_of(config: Config, local: ResolvedModel) -> Prompts:
     """What is put before documents and queries: as the config says, else as the model's file does."""
     given = (config.model.document_prompt, local.prompts.document), (config.model.query_prompt, local.prompts.query)
     return Prompts(*("" if told == NO_PROMPT else told or own for told, own in given))
 
 
-def resolved(config: Config) -> Scene:
+def resolve(config: Config) -> ResolvedConfig:
     """Find and verify the model. Raises ModelError."""
     settings = config.model
     local = model.resolve(settings.name, settings.revision, settings.sha256, trust_remote_code=settings.trust_remote_code)
@@ -134,4 +134,4 @@ def resolved(config: Config) -> Scene:
         precision=actual_precision(settings.precision),
         vector=config.table.vector,
     )
-    return Scene(config, store_of(config), local, spec)
+    return ResolvedConfig(config, store_of(config), local, spec)

@@ -16,7 +16,7 @@ from latent.store import Store, new_run_id
 
 
 @dataclass(frozen=True)
-class RolledBack:
+class RollbackResult:
     """What `rollback` did."""
 
     run_id: str  # of the rollback itself
@@ -26,7 +26,7 @@ class RolledBack:
     chunks: int
 
 
-def rollback(config: Config, to: str) -> RolledBack:
+def rollback(config: Config, to: str) -> RollbackResult:
     """Make the table, file states and quarantine included, what it was at a version, or when a run had ended.
 
     Nothing is lost by it: the present state stays as a version like the others. Raises QueryError where there is no such run or version, TableBusy.
@@ -35,10 +35,10 @@ def rollback(config: Config, to: str) -> RolledBack:
     place.opened(any_maker=True)  # also where another program put its own in place of ours
     version = version_of(place, to)
     run_id = new_run_id()
-    with store.sole_writer(place, run_id, version=version) as lease:
+    with store.exclusive_writer(place, run_id, version=version) as lease:
         done = store.restore(place, lease, version, f"rollback to version {version}")
         update_indexes(config, lease)  # those of another model's vectors stay behind
-        return RolledBack(run_id, version, done, store.state_of(place).held.num_rows, place.opened().count_rows())
+        return RollbackResult(run_id, version, done, store.load_state(place).held.num_rows, place.opened().count_rows())
 
 
 def version_of(place: Store, to: str) -> int:

@@ -17,10 +17,20 @@ from latent import sources as source
 from latent import store
 from latent.config import Config
 from latent.encoders.library_versions import installed
-from latent.errors import SourceError, UnreadableFile, shown
-from latent.ingest.plan import NEAR_DUPLICATE, Plan, Survey, compare_files, contested, left_out, make_plan, shadowing, to_look_at
-from latent.ingest.resolve import Scene
-from latent.schemas import FILES, HELD, QUARANTINE, SIGHTINGS, owned
+from latent.errors import FileUnreadable, SourceError, shown
+from latent.ingest.plan import (
+    NEAR_DUPLICATE,
+    Plan,
+    ScanResult,
+    compare_files,
+    documents_to_skip,
+    files_to_rescan,
+    files_with_conflicting_ids,
+    files_with_duplicate_ids,
+    make_plan,
+)
+from latent.ingest.resolve import ResolvedConfig
+from latent.schemas import FILES, QUARANTINE, SCANNED_DOCUMENTS, STORED_DOCUMENTS, owned
 from latent.types import ChunkCounts, DocumentCounts, FileState, OnProgress, Progress, Prompts, Report
 
 log = logging.getLogger("latent")
@@ -41,11 +51,11 @@ class ColumnChanges:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class ScanPlan:
     """A plan with what it was made from, the sightings and held documents left out: a run is long, and they are large."""
 
     plan: Plan
-    survey: Survey
+    scan: ScanResult
     metadata: pa.Schema
     table_version: int | None
     ignored: tuple[str, ...]
@@ -64,13 +74,13 @@ class Outlook:
     def sides_change(self) -> bool:
         """Whether file states or quarantine differ from what is recorded."""
         return not (
-            same_rows(self.plan.files, self.survey.recorded, FILES)
-            and same_rows(self.plan.quarantined, self.survey.quarantine, QUARANTINE)
+            same_rows(self.plan.files, self.scan.recorded, FILES)
+            and same_rows(self.plan.quarantined, self.scan.quarantine, QUARANTINE)
         )
 
 
-def survey(
-    at: Scene,
+def scan(
+    at: ResolvedConfig,
     run_id: str,
     on_progress: OnProgress,
     *,
@@ -78,7 +88,7 @@ def survey(
     change_source: bool = False,
     share: float = 1.0,
     backfill: bool = False,
-) -> Outlook:
+) -> ScanPlan:
     """List the source, open what changed, and plan. Writes nothing. `share` of the documents to do; fewer than all are a sample.
 
     What a backfill under way is to do is left to it, unless this is the `backfill`.
@@ -89,7 +99,7 @@ def survey(
     origin = source.locate(settings.uri)
     listing = source.list_files(origin, settings.format)
     files = listing.files
-    state = store.state_of(at.store)
+    state = store.load_state(at.store)
     held, recorded, quarantine = state.held, state.files, state.quarantine
     if not files and state.version is None:
         raise SourceError(f"{_no_files(at, listing)}: check [source] uri and format")
@@ -107,32 +117,32 @@ def survey(
     if state.version is not None and not changes.unchanged:
         source.require_columns(origin, settings.format, settings, files)
     if changes.changed or len(changes.unchanged) < recorded.num_rows:
-        reopened |= shadowing(quarantine)
+        reopened |= files_with_duplicate_ids(quarantine)
         changes = compare_files(files, recorded, reading, reopened, backfilled)
-    sightings, refused, opened = [SIGHTINGS.empty_table()], dict(listing.unreadable), set[int]()
-    spared = store.spared_of(at.store, at.config.duplicates.similarity) if settings.skip_near_duplicates else None
+    scanned, refused, opened = [SCANNED_DOCUMENTS.empty_table()], dict(listing.unreadable), set[int]()
+    spared = store.redundant_documents(at.store, at.config.duplicates.similarity) if settings.skip_near_duplicates else None
     left: dict[tuple[str, str], str] = {}
     while True:
         if spared is not None:
             gone = set(recorded["path"].to_pylist()) - set(changes.unchanged)
-            left = left_out(spared, pa.concat_tables(sightings), held, gone)
-        reopened |= to_look_at(left, held, quarantine)
+            left = documents_to_skip(spared, pa.concat_tables(scanned), held, gone)
+        reopened |= files_to_rescan(left, held, quarantine)
         changes = compare_files(files, recorded, reading, reopened, backfilled)
         if not (pending := [i for i in changes.changed if i not in opened]):
             break
-        _sight(reader, origin, files, pending, sightings, refused, on_progress)
+        _scan_files(reader, origin, files, pending, scanned, refused, on_progress)
         opened |= set(pending)
-        reopened |= contested(pa.concat_tables(sightings), held, quarantine, changes.unchanged + changes.left)
-    result = Survey(
-        files, changes, pa.concat_tables(sightings), refused, reading, held, quarantine, recorded, retry_quarantined, share, left
+        reopened |= files_with_conflicting_ids(pa.concat_tables(scanned), held, quarantine, changes.unchanged + changes.left)
+    result = ScanResult(
+        files, changes, pa.concat_tables(scanned), refused, reading, held, quarantine, recorded, retry_quarantined, share, left
     )
-    done = make_plan(result, run_id, at.crew.expected, on_gpu=at.crew.gpus > 0)
+    done = make_plan(result, run_id, at.pool_spec.expected, on_gpu=at.pool_spec.gpus > 0)
     pa.default_memory_pool().release_unused()  # what reading and planning needed for a moment
     if moved and not change_source:
         _refuse_source(at, recorded_source or "", identity, done, held.num_rows)
-    return Outlook(
+    return ScanPlan(
         done,
-        replace(result, sightings=SIGHTINGS.empty_table(), held=HELD.empty_table()),
+        replace(result, scanned=SCANNED_DOCUMENTS.empty_table(), held=STORED_DOCUMENTS.empty_table()),
         metadata,
         state.version,
         listing.ignored,
@@ -144,7 +154,7 @@ def survey(
     )
 
 
-def _refuse_source(at: Scene, recorded: str, named: str, plan: Plan, held: int) -> None:
+def _refuse_source(at: ResolvedConfig, recorded: str, named: str, plan: Plan, held: int) -> None:
     """Raise SourceError where the table's documents are of another source. A source that moved, or whose pattern is wider, has them all."""
     changed = plan.documents.changed
     recorded, named = (source.place_of(each, at.store.uri) for each in (recorded, named))
@@ -156,7 +166,7 @@ def _refuse_source(at: Scene, recorded: str, named: str, plan: Plan, held: int) 
     )
 
 
-def _refusal(at: Scene, listing: source.Listing, plan: Plan, held: int, recorded: pa.Table) -> str:
+def _refusal(at: ResolvedConfig, listing: source.Listing, plan: Plan, held: int, recorded: pa.Table) -> str:
     """Why a run must not delete what the plan deletes; empty where it may."""
     share = at.config.source.max_deleted_share
     if (plan.lost <= max(DELETIONS_FLOOR, share * held) and (listing.files or not held)) or not plan.lost:
@@ -182,7 +192,7 @@ def _for_quarantine(plan: Plan) -> str:
     return f", {count} of them for quarantine ({first['doc_id'][:ID_CHARS_SHOWN]!r}: {first['reason']})"
 
 
-def _no_files(at: Scene, listing: source.Listing) -> str:
+def _no_files(at: ResolvedConfig, listing: source.Listing) -> str:
     kinds = f" ({len(listing.ignored)} of unknown kind, such as {listing.ignored[0]})" if listing.ignored else ""
     return f"source {shown(at.config.source.uri)}: no files{kinds}"
 
@@ -198,33 +208,33 @@ def reasons_of(quarantine: pa.Table) -> dict[str, int]:
     return dict(Counter(kinds).most_common())
 
 
-def report_of(run_id: str | None, outlook: Outlook, documents: DocumentCounts) -> Report:
+def report_of(run_id: str | None, scan_plan: ScanPlan, documents: DocumentCounts) -> Report:
     """The part of a report that is known before anything is encoded."""
-    changes = outlook.survey.changes
+    changes = scan_plan.scan.changes
     return Report(
         run_id=run_id,
-        table_version=outlook.table_version,
+        table_version=scan_plan.table_version,
         documents=documents,
         chunks=ChunkCounts(),
         tokens=0,
         seconds=0.0,
         tokens_per_second=0.0,
-        moved=outlook.plan.moved,
+        moved=scan_plan.plan.moved,
         files_opened=len(changes.changed),
         files_unchanged=len(changes.unchanged),
-        files_ignored=len(outlook.ignored),
-        files_refused=len(outlook.survey.refused),
+        files_ignored=len(scan_plan.ignored),
+        files_refused=len(scan_plan.scan.refused),
         files_left=len(changes.left),
-        left=sum(outlook.plan.left.values()),
-        columns_added=outlook.columns.added,
-        columns_dropped=outlook.columns.dropped,
-        reasons=reasons_of(outlook.plan.quarantined),
-        prompts=outlook.prompts,
+        left=sum(scan_plan.plan.left.values()),
+        columns_added=scan_plan.columns.added,
+        columns_dropped=scan_plan.columns.dropped,
+        reasons=reasons_of(scan_plan.plan.quarantined),
+        prompts=scan_plan.prompts,
         versions=installed(),
     )
 
 
-def _metadata(at: Scene, origin: source.Origin, files: Sequence[FileState]) -> tuple[pa.Schema, ColumnChanges]:
+def _metadata(at: ResolvedConfig, origin: source.Origin, files: Sequence[FileState]) -> tuple[pa.Schema, ColumnChanges]:
     """The metadata columns as they are to be, in the config's order, and which of them the table is to gain and to lose.
 
     Types are the table's where it has the column, else the source's. Raises SpecMismatch where another program added a column.
@@ -245,33 +255,33 @@ def _metadata(at: Scene, origin: source.Origin, files: Sequence[FileState]) -> t
     return schema, ColumnChanges(tuple(added), tuple(name for name in present.names if name not in settings.metadata))
 
 
-def _sight(  # noqa: PLR0917
+def _scan_files(  # noqa: PLR0917
     reader: source.Reader,
     origin: source.Origin,
     files: tuple[FileState, ...],
     indices: list[int],
-    sightings: list[pa.Table],
+    scanned: list[pa.Table],
     refused: dict[str, str],
     on_progress: OnProgress,
 ) -> None:
     """Sight the documents of these files; damaged files go to `refused` with the reason."""
 
-    def sight(i: int) -> pa.Table | str:
+    def scan_file(i: int) -> pa.Table | str:
         try:
-            return source.sight(reader, origin, files[i], i)
-        except UnreadableFile as error:
+            return source.scan_file(reader, origin, files[i], i)
+        except FileUnreadable as error:
             return str(error)
 
-    seen = sum(s.num_rows for s in sightings)
+    seen = sum(s.num_rows for s in scanned)
     with ThreadPoolExecutor(READERS, thread_name_prefix="sight") as pool:
-        for i, found in zip(indices, pool.map(sight, indices), strict=True):
+        for i, found in zip(indices, pool.map(scan_file, indices), strict=True):
             if isinstance(found, str):
                 refused[files[i].path] = found
                 log.warning("%s: unreadable, its stored documents stay: %s", files[i].path, found)
                 continue
-            sightings.append(found)
+            scanned.append(found)
             seen += found.num_rows
-            on_progress(Progress("survey", seen))
+            on_progress(Progress("scan", seen))
 
 
 def same_rows(a: pa.Table, b: pa.Table, schema: pa.Schema) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from latent import store
 from latent.config import Config
-from latent.ingest.resolve import scene, store_of
+from latent.ingest.resolve import resolve_and_check, store_of
 from latent.ingest.scan import reasons_of
 from latent.monitoring.metrics import LastRun, TableFigures
 from latent.store import Store, Tuning, Version
@@ -37,9 +37,9 @@ class Status:
 
 def status(config: Config, count: int = 10) -> Status:
     """What the table holds, how it is indexed, and its last runs and versions, so many of each."""
-    at = scene(config)
+    at = resolve_and_check(config)
     table = at.store.opened()
-    state = store.state_of(at.store)
+    state = store.load_state(at.store)
     return Status(
         table=at.store.label,
         version=int(table.version),

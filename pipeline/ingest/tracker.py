@@ -17,55 +17,55 @@ from latent import interruption, store
 from latent.encoders import Canary
 from latent.errors import PipelineError
 from latent.ingest.canary_check import compare
-from latent.ingest.resolve import Scene
-from latent.ingest.scan import Outlook, cost_of, reasons_of, report_of, same_rows
+from latent.ingest.resolve import ResolvedConfig
+from latent.ingest.scan import ScanPlan, cost_of, reasons_of, report_of, same_rows
 from latent.ingest.worker import quarantine_rows
 from latent.monitoring import metrics
 from latent.schemas import QUARANTINE, RUNS
-from latent.store import Change, Lease, Side
-from latent.types import ChunkCounts, DocumentCounts, Progress, Receipt, Report, ShardTime
-from latent.workers import Casualty, Finished
+from latent.store import Lease, Side, TableUpdate
+from latent.types import ChunkCounts, DocumentCounts, Progress, Receipt, Report, ShardTiming
+from latent.workers import CompletedShard, FailedDocument
 
 log = logging.getLogger("latent")
 SLOWEST = 5  # shards that a report tells of
 
 
 @dataclass
-class Ledger:
+class RunTracker:
     """What a run has done so far: receipts not yet committed, and sums over all."""
 
-    at: Scene
-    outlook: Outlook
+    at: ResolvedConfig
+    scan_plan: ScanPlan
     lease: Lease
     started: float
     earlier: int = 0  # documents that earlier turns of a backfill committed
     workers: int = 0
     embedded: int = 0
     committed: int = 0  # of those embedded
-    gave_way: str | None = None  # why
+    yielded_reason: str | None = None  # why
     tokens: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "encode", "write"), 0.0))
 
     def __post_init__(self) -> None:
-        self.base = self.version = self.outlook.table_version or 1  # just created
+        self.base = self.version = self.scan_plan.table_version or 1  # just created
         self.started_at = dt.datetime.now(dt.UTC)
-        self.total = sum(map(len, self.outlook.plan.shards))
+        self.total = sum(map(len, self.scan_plan.plan.shards))
         self.lost = QUARANTINE.empty_table()  # quarantined by workers in this run
-        self._sides: dict[Side, pa.Table] = {"files": self.outlook.survey.recorded, "quarantine": self.outlook.survey.quarantine}
+        self._sides: dict[Side, pa.Table] = {"files": self.scan_plan.scan.recorded, "quarantine": self.scan_plan.scan.quarantine}
         self._pending: list[Receipt] = []
         self._replaced: list[pa.Array] = []
         self._ended = False  # the last commit is made
-        earlier = self.outlook.survey.quarantine
+        earlier = self.scan_plan.scan.quarantine
         # Id and file of the quarantined documents that workers are not through with.
         self._untried = set(zip(earlier["doc_id"].to_pylist(), earlier["source_file"].to_pylist(), strict=True))
-        self._undone = Counter[str](self.outlook.plan.left)  # documents to do, by file
-        for shard in self.outlook.plan.shards:
+        self._undone = Counter[str](self.scan_plan.plan.left)  # documents to do, by file
+        for shard in self.scan_plan.plan.shards:
             for piece in shard.slices:
                 self._undone[piece.file.path] += piece.documents.num_rows
-        planned = self.outlook.plan.documents
+        planned = self.scan_plan.plan.documents
         self.counts.update(undone_added=planned.added, undone_changed=planned.changed)  # until a worker is through with them
-        self.slowest: list[ShardTime] = []
+        self.slowest: list[ShardTiming] = []
         self._working_since = time.monotonic()
         self._canary = self._canary_kept = ""  # of the first worker, if the table has none
         interruption.describe(self.stopped())
@@ -73,14 +73,14 @@ class Ledger:
     @interruption.deferred()
     def adapt_table(self) -> None:
         """Give the table the metadata columns and the source that the config names, before a row is written."""
-        place, outlook = self.at.store, self.outlook
-        self.base = self.version = store.adapt(place, self.lease, outlook.metadata, outlook.source, self.version)
+        place, scan_plan = self.at.store, self.scan_plan
+        self.base = self.version = store.adapt(place, self.lease, scan_plan.metadata, scan_plan.source, self.version)
 
     @interruption.deferred()  # books that were half kept would lose a document, or commit it twice
-    def take(self, finished: Finished | Casualty) -> None:
+    def take(self, finished: CompletedShard | FailedDocument) -> None:
         """Count a receipt, or a document that no worker survives."""
         documents = finished.shard.documents()
-        if isinstance(finished, Finished):
+        if isinstance(finished, CompletedShard):
             outcome = finished.receipt
             self._hear(outcome.canary)
         else:
@@ -105,7 +105,7 @@ class Ledger:
             self.seconds[what] += spent
         metrics.took(self.at.store.name, outcome)
         metrics.stands(self.at.store.name, self.progress())
-        self._note(ShardTime(outcome.shard, outcome.node, documents.num_rows, outcome.tokens, round(outcome.seconds, 2)))
+        self._note(ShardTiming(outcome.shard, outcome.node, documents.num_rows, outcome.tokens, round(outcome.seconds, 2)))
         log.info(
             "shard %s: %d documents, %d chunks encoded, %d reused, %d tokens; read %.1f s, encode %.1f s, write %.1f s",
             outcome.shard[:8],
@@ -131,13 +131,13 @@ class Ledger:
         Deletions go last: their vectors are reused until then, and no document that moved is among them.
         """
         last = last or self._ended
-        replaced = pa.concat_arrays([pa.array([], pa.string()), *self._replaced, *([self.outlook.plan.deleted] if last else [])])
+        replaced = pa.concat_arrays([pa.array([], pa.string()), *self._replaced, *([self.scan_plan.plan.deleted] if last else [])])
         shards = [receipt.shard for receipt in self._pending]
         fragments = [f for receipt in self._pending for f in receipt.fragments]
         target: dict[Side, pa.Table] = {"files": self._files(last=last), "quarantine": self._quarantine(last=last)}
         sides = {side: rows for side, rows in target.items() if not same_rows(rows, self._sides[side], rows.schema)}
         if fragments or len(replaced) or sides:
-            done = store.commit(self.at.store, self.lease, Change(fragments, replaced, shards, sides), since=self.version)
+            done = store.commit(self.at.store, self.lease, TableUpdate(fragments, replaced, shards, sides), since=self.version)
             self.version = done.version
             self.counts["deleted"] += done.rows_deleted
             metrics.COMMITS.labels(self.at.store.name).inc()
@@ -181,7 +181,7 @@ class Ledger:
         return Progress("encode", self.embedded, self.total, self.tokens, self.lost.num_rows, left)
 
     def report(self) -> Report:
-        counts, planned = self.counts, self.outlook.plan.documents
+        counts, planned = self.counts, self.scan_plan.plan.documents
         seconds = time.perf_counter() - self.started
         documents = DocumentCounts(
             added=planned.added - counts["undone_added"],
@@ -191,7 +191,7 @@ class Ledger:
             quarantined=planned.quarantined + self.lost.num_rows,
         )
         return replace(
-            report_of(self.lease.run_id, self.outlook, documents),
+            report_of(self.lease.run_id, self.scan_plan, documents),
             undone=self.undone,
             table_version=self.version,
             chunks=ChunkCounts(counts["encoded"], counts["reused"], counts["deleted"]),
@@ -204,11 +204,11 @@ class Ledger:
             seconds=round(seconds, 2),
             tokens_per_second=round(self.tokens / seconds, 1),
             cost=cost_of(self.tokens, self.at.config),
-            reasons=reasons_of(pa.concat_tables([self.outlook.plan.quarantined, self.lost])),
+            reasons=reasons_of(pa.concat_tables([self.scan_plan.plan.quarantined, self.lost])),
             slowest=tuple(self.slowest),
         )
 
-    def _note(self, shard: ShardTime) -> None:
+    def _note(self, shard: ShardTiming) -> None:
         """Keep it if it is among the slowest."""
         self.slowest = sorted([*self.slowest, shard], key=lambda each: -each.seconds)[:SLOWEST]
 
@@ -229,13 +229,13 @@ class Ledger:
 
     def _files(self, *, last: bool) -> pa.Table:
         """File states: new where a file waits for nothing, else as they were."""
-        target, recorded = self.outlook.plan.files, self.outlook.survey.recorded
+        target, recorded = self.scan_plan.plan.files, self.scan_plan.scan.recorded
         new = target.filter(pc.invert(self._waits(target["path"], last=last)))
         return pa.concat_tables([new, recorded.filter(self._waits(recorded["path"], last=last))])
 
     def _quarantine(self, *, last: bool) -> pa.Table:
         """Quarantine: as planned where a file waits for nothing, else as it was, without the documents that workers are through with."""
-        planned, recorded = self.outlook.plan.quarantined, self.outlook.survey.quarantine
+        planned, recorded = self.scan_plan.plan.quarantined, self.scan_plan.scan.quarantine
         if last:
             return pa.concat_tables([planned, self.lost])
         told = planned.filter(pc.invert(self._waits(planned["source_file"], last=False)))
@@ -246,7 +246,7 @@ class Ledger:
 
     def _waits(self, paths: pa.ChunkedArray, *, last: bool) -> pa.Array:
         """Whether a file has documents still to do. All have while deletions are still to be made."""
-        if len(self.outlook.plan.deleted) and not last:
+        if len(self.scan_plan.plan.deleted) and not last:
             return pa.array([True] * len(paths), pa.bool_())
         undone = pa.array([path for path, count in self._undone.items() if count > 0], pa.string())
         return pc.is_in(paths, value_set=undone)

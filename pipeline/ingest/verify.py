@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from latent import sources as source
 from latent import store
 from latent.config import Config
-from latent.errors import PipelineError, SourceError, StoreError, UnreadableFile
+from latent.errors import FileUnreadable, PipelineError, SourceError, StoreError
 from latent.ingest.canary_check import load_encoder
 from latent.ingest.plan import DUPLICATE
-from latent.ingest.resolve import Scene, followed
+from latent.ingest.resolve import ResolvedConfig, follow_migration
 from latent.store import State
 from latent.types import FileState, Spec, digest
 
@@ -46,7 +46,7 @@ class Check:
 class _Subject:
     """One version of the table, and what one reading of it found."""
 
-    at: Scene
+    at: ResolvedConfig
     spec: Spec  # of the table
     table: Any  # at one version
     state: State
@@ -57,7 +57,7 @@ class _Subject:
 
 def verify(config: Config) -> list[Check]:
     """All checks of the table, each made even if another fails; those of its rows only where they can be read."""
-    at = followed(config)
+    at = follow_migration(config)
     spec = store.spec_of(at.store)
     if spec is None:
         at.store.opened()
@@ -91,15 +91,15 @@ def _made(name: str, check: Callable[[_Subject], Check], subject: _Subject) -> C
         return Check(name, ok=False, detail=str(error))
 
 
-def _spec_agrees(at: Scene, spec: Spec) -> Check:
+def _spec_agrees(at: ResolvedConfig, spec: Spec) -> Check:
     if replace(spec, model=at.spec.model) != at.spec:
         return Check("spec", ok=False, detail=f"table / config differ: {'; '.join(spec.differences(at.spec))}")
     return Check("spec", ok=True, detail=f"the table and the config agree on {at.spec}")
 
 
-def _read(at: Scene, spec: Spec) -> _Subject:
+def _read(at: ResolvedConfig, spec: Spec) -> _Subject:
     """One pass over every column."""
-    state = store.state_of(at.store)
+    state = store.load_state(at.store)
     table = at.store.opened(state.version)
     columns, off_unit, other_text = [], [pa.array([], pa.string())], [pa.array([], pa.string())]
     with store.lance_errors(f"{at.store.label} cannot be read"):
@@ -171,11 +171,13 @@ def _files_agree(subject: _Subject) -> Check:
     files, quarantine = subject.state.files, subject.state.quarantine
     in_table = Counter(subject.state.held["source_file"].to_pylist())
     kept_apart = Counter(quarantine.filter(pc.greater_equal(quarantine["row"], 0))["source_file"].to_pylist())
-    untold = set(quarantine.filter(pc.is_null(quarantine["doc_id"]))["source_file"].to_pylist())  # may keep documents of old
+    files_with_unidentified_rows = set(
+        quarantine.filter(pc.is_null(quarantine["doc_id"]))["source_file"].to_pylist()
+    )  # may keep documents of old
     off = [
         f"{path} ({documents} recorded, {in_table[path]} in the table, {kept_apart[path]} in quarantine)"
         for path, documents in zip(files["path"].to_pylist(), files["documents"].to_pylist(), strict=True)
-        if path not in untold and in_table[path] + kept_apart[path] != documents
+        if path not in files_with_unidentified_rows and in_table[path] + kept_apart[path] != documents
     ]
     return _check(pa.array(off, pa.string()), f"{files.num_rows} files", "files with other counts")
 
@@ -256,7 +258,7 @@ def _read_again(subject: _Subject) -> Iterator[tuple[str, pa.Table]]:
         try:
             if source.current_state(origin, file.path) == file and (batch := next(reader.batches(file), None)):
                 yield file.path, pa.Table.from_batches([batch])
-        except UnreadableFile:
+        except FileUnreadable:
             continue  # it changes right now
 
 

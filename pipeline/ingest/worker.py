@@ -1,7 +1,7 @@
 """What one worker does with a shard: read, compare, chunk, reuse or encode, check, write, and hand back a receipt.
 
 Two shards are under way at a time, so that reading and chunking the next overlaps encoding this one. Vectors of chunks that other
-workers have in hand are waited for, not made again: see `engine.Claims`.
+workers have in hand are waited for, not made again: see `engine.ChunkRegistry`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from latent import sources as source
 from latent.chunking.passages import Chunker, chunk_documents, make_chunker
 from latent.config import Config
 from latent.encoders import Canary, Encoder
-from latent.errors import Failure, SpecMismatch, UnreadableFile
+from latent.errors import Failure, FileUnreadable, SpecMismatch
 from latent.ingest.canary_check import compare
 from latent.schemas import QUARANTINE, table_schema
 from latent.sources.formats import format_of
 from latent.store import Store, vectors_of, write_fragments
-from latent.types import LocalModel, Receipt, Shard, Spec
-from latent.workers import Claims
+from latent.types import Receipt, ResolvedModel, Shard, Spec
+from latent.workers import ChunkRegistry
 
 NO_PASSAGE = Failure("no passage: the tokenizer finds no token in it")
 NO_VECTOR = Failure("encoding failed: the model gives no finite vector for a passage")
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerContext:
     """All that a worker must know, the same for every shard of a run."""
 
     config: Config
@@ -46,7 +46,7 @@ class Job:
 
 
 @dataclass
-class _Made:
+class _EncodeStats:
     """What was encoded for a shard."""
 
     chunks: int = 0
@@ -58,7 +58,7 @@ class _Made:
 class Worker:
     """Holds a loaded model and an open reader."""
 
-    def __init__(self, job: Job, claims: Claims) -> None:
+    def __init__(self, job: WorkerContext, claims: ChunkRegistry) -> None:
         """Raises ModelError where the model is not on this machine, SpecMismatch where it is another than the driver's."""
         self._job, self._claims = job, claims
         settings = job.config.model
@@ -111,7 +111,7 @@ class Worker:
         for piece in shard.slices:
             try:
                 found = self._reader.read(piece)
-            except UnreadableFile:
+            except FileUnreadable:
                 found = self._reader.schema.empty_table()
             expected = dict(zip(piece.documents["row"].to_pylist(), piece.documents["doc_hash"].to_pylist(), strict=True))
             same = [expected[row] == h for row, h in zip(found["row"].to_pylist(), found["doc_hash"].to_pylist(), strict=True)]
@@ -121,11 +121,11 @@ class Worker:
             tables.append(found.append_column("source_file", pa.array([piece.file.path] * found.num_rows, pa.string())))
         return pa.concat_tables(tables), tuple(stale)
 
-    def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, np.ndarray], _Made]:
+    def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, np.ndarray], _EncodeStats]:
         """The vector of each chunk hash, and how many of them were encoded here."""
         texts = dict(zip(chunks["chunk_hash"].to_pylist(), chunks["text"].to_pylist(), strict=True))
         vectors = vectors_of(self._job.store, list(texts), self._job.base_version)
-        made = _Made()
+        made = _EncodeStats()
         while missing := [h for h in texts if h not in vectors]:
             granted, committed = self._claims.claim(shard, missing)
             vectors |= vectors_of(self._job.store, committed)
@@ -133,10 +133,10 @@ class Worker:
             mine = [h for h in (*granted, *committed) if h not in vectors]
             vectors |= self._encode({h: texts[h] for h in mine}, made)
             self._claims.publish({h: vectors[h] for h in granted})
-            vectors |= self._claims.collect([h for h in missing if h not in vectors])
+            vectors |= self._claims.wait_for([h for h in missing if h not in vectors])
         return vectors, made
 
-    def _encode(self, texts: dict[str, str], made: _Made) -> dict[str, np.ndarray]:
+    def _encode(self, texts: dict[str, str], made: _EncodeStats) -> dict[str, np.ndarray]:
         hashes, passages = list(texts), list(texts.values())
         given = self._encoder.prepare(passages, self._chunker.prompt)
         with self._encoding:
@@ -149,7 +149,7 @@ class Worker:
         return dict(zip(hashes, encoded.vectors, strict=True))
 
 
-def _same_model(job: Job) -> LocalModel:
+def _same_model(job: WorkerContext) -> ResolvedModel:
     settings = job.config.model
     local = model.resolve(settings.name, settings.revision, settings.sha256, trust_remote_code=settings.trust_remote_code)
     if local.digest != job.spec.model_digest:
@@ -177,7 +177,7 @@ def _without_vector(chunks: pa.Table, vectors: dict[str, np.ndarray], failed: di
 
 
 def _rows(
-    documents: pa.Table, chunks: pa.Table, vectors: dict[str, np.ndarray], failed: dict[int, Failure], job: Job
+    documents: pa.Table, chunks: pa.Table, vectors: dict[str, np.ndarray], failed: dict[int, Failure], job: WorkerContext
 ) -> tuple[pa.Table, pa.Table]:
     """Rows of the table for all documents that are whole, and QUARANTINE rows for the others."""
     cut_up = set(pc.unique(chunks["document"]).to_pylist())

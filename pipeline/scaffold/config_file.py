@@ -16,7 +16,7 @@ from pathlib import Path
 from latent import sources as source
 from latent import store
 from latent.config import Config, Source, Table
-from latent.errors import ConfigError, PipelineError, SourceError, UnreadableFile, shown
+from latent.errors import ConfigError, FileUnreadable, PipelineError, SourceError, shown
 from latent.sources.formats import PLAIN, column_names, format_of
 from latent.types import FileState
 
@@ -62,7 +62,7 @@ def _columns(origin: source.Origin, files: Sequence[FileState]) -> tuple[str, st
     for file in source.spread(files, FILES):
         try:
             columns = column_names(origin.filesystem, f"{origin.root}/{file.path}")
-        except (OSError, ValueError, UnreadableFile) as error:
+        except (OSError, ValueError, FileUnreadable) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             problem = problem or SourceError(f"{file.path}: cannot be read: {reason}: mend or move the file")
             continue

@@ -14,6 +14,6 @@ What a score is depends on the way of searching; higher is better, and scores of
 """
 
 from latent.search.results import Hit
-from latent.search.searcher import How, Table, open_table
+from latent.search.searcher import SearchOptions, SearchTable, open_table
 
-__all__ = ["Hit", "How", "Table", "open_table"]
+__all__ = ["Hit", "SearchOptions", "SearchTable", "open_table"]

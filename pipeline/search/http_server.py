@@ -37,7 +37,7 @@ from latent.errors import ConfigError, PipelineError, QueryError
 from latent.ingest import status as table_status
 from latent.monitoring.hosts import is_any, is_loopback
 from latent.monitoring.metrics import TableCollector
-from latent.search import Table
+from latent.search import SearchTable
 from latent.search.middleware import REQUEST_ID, LimitedBody, RequestLog, ServedHosts
 from latent.serialization import to_json
 from latent.types import Mode
@@ -49,7 +49,7 @@ MOST_TEXTS = 10  # that are added, or taken off
 Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARS)]
 
 
-class Asked(BaseModel):
+class SearchRequest(BaseModel):
     """A search."""
 
     model_config = ConfigDict(extra="forbid")
@@ -70,7 +70,7 @@ class Asked(BaseModel):
     minus: list[Text] = Field([], max_length=MOST_TEXTS, description="texts whose vectors are taken off it")
 
 
-class Found(BaseModel):
+class SearchHit(BaseModel):
     """A hit; the table's metadata columns stand beside these."""
 
     model_config = ConfigDict(extra="allow")
@@ -84,21 +84,21 @@ class Found(BaseModel):
     after: str = ""
 
 
-class Answer(BaseModel):
+class SearchResponse(BaseModel):
     """What was found, best first."""
 
-    hits: list[Found]
+    hits: list[SearchHit]
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerInfo:
     """Where the service is reached from this machine, and the token it wants."""
 
     url: str
     token: str | None
 
 
-def service(table: Table, token: str | None = None, figures: Collector | None = None, bound: str | None = None) -> FastAPI:
+def service(table: SearchTable, token: str | None = None, figures: Collector | None = None, bound: str | None = None) -> FastAPI:
     """The app; /metrics tells `figures` of the table beside those of the searches. `bound`: the address that it listens on; None answers any Host header.
 
     With a token, /search and /metrics want it; /healthz, /docs and /openapi.json tell nothing of what the table holds.
@@ -124,9 +124,11 @@ def service(table: Table, token: str | None = None, figures: Collector | None = 
     wanted = [Depends(_bearer(token))] if token else []
 
     @app.post(
-        "/search", dependencies=wanted, responses={200: {"model": Answer}, 422: {"description": "The search cannot be answered"}}
+        "/search",
+        dependencies=wanted,
+        responses={200: {"model": SearchResponse}, 422: {"description": "The search cannot be answered"}},
     )
-    def search(asked: Asked) -> Response:
+    def search(asked: SearchRequest) -> Response:
         """The passages that answer best."""
         mode, started, status = asked.mode or table.mode, time.perf_counter(), 500
         try:
@@ -170,7 +172,7 @@ def _surround(app: FastAPI, settings: Search, bound: str | None) -> None:
     app.add_middleware(RequestLog)
 
 
-def serve(table: Table, host: str, port: int, on_ready: Callable[[Address], None]) -> None:
+def serve(table: SearchTable, host: str, port: int, on_ready: Callable[[ServerInfo], None]) -> None:
     """Answer until a signal; requests under way are finished. Port 0: any. Raises ConfigError where the address cannot be had."""
     token = os.environ.get(TOKEN) or (None if is_loopback(host) else secrets.token_urlsafe(32))
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
@@ -184,7 +186,7 @@ def serve(table: Table, host: str, port: int, on_ready: Callable[[Address], None
         listening.listen()
         reached = host if not is_any(host) else "::1" if ":" in host else "127.0.0.1"
         shown = f"[{reached}]" if ":" in reached else reached
-        on_ready(Address(f"http://{shown}:{listening.getsockname()[1]}", token))
+        on_ready(ServerInfo(f"http://{shown}:{listening.getsockname()[1]}", token))
         server = uvicorn.Server(uvicorn.Config(service(table, token, figures, host), log_level="warning"))
         with interruption.ending_in_order():
             signal.signal(signal.SIGHUP, server.handle_exit)  # as uvicorn itself does for the others

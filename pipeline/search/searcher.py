@@ -21,13 +21,13 @@ from latent.config import Config, Search, load
 from latent.encoders import Encoder, Reranker
 from latent.errors import PipelineError, QueryError
 from latent.ingest.canary_check import load_encoder
-from latent.ingest.resolve import Scene, same_vectors, scene
+from latent.ingest.resolve import ResolvedConfig, resolve_and_check, same_vectors
 from latent.schemas import SCORE
 from latent.search.integrations import langchain_retriever, llama_index_retriever
 from latent.search.mmr import diverse, first_of_each_document
 from latent.search.results import Hit, hits, places_around, with_context
 from latent.search.vector_arithmetic import combined
-from latent.store import Condition, Reading, Store
+from latent.store import Condition, Store, TableReader
 from latent.types import Mode
 
 log = logging.getLogger("latent")
@@ -44,7 +44,7 @@ DIVERSE_OF = 5  # times k rows, of which k unlike ones are chosen
 MODES = get_args(Mode)
 
 
-class How(TypedDict, total=False):
+class SearchOptions(TypedDict, total=False):
     """The ways of searching; each may be left out."""
 
     mode: Mode | None  # by meaning, by words (BM25), or both fused; None: [search] mode
@@ -59,27 +59,27 @@ class How(TypedDict, total=False):
 
 
 @dataclass
-class _View:
+class _Snapshot:
     """One version of the table, and the models that go with it."""
 
-    at: Scene
-    reading: Reading
+    at: ResolvedConfig
+    reading: TableReader
 
     @cached_property
     def encoder(self) -> Encoder:
         return load_encoder(self.at)
 
 
-def _view(config: Config) -> _View:
+def _view(config: Config) -> _Snapshot:
     """The newest version with the model that made its vectors, even if it is migrated at this moment."""
     while True:
-        at = scene(config)
-        reading = Reading(at.store)
+        at = resolve_and_check(config)
+        reading = TableReader(at.store)
         if same_vectors(reading.spec, at.spec):
-            return _View(at, reading)
+            return _Snapshot(at, reading)
 
 
-class Table:
+class SearchTable:
     """A table to search. Models are loaded at the first query that needs them and kept; each search sees the newest version.
 
     Where the table is migrated to another model meanwhile, searches stay on the last version before until that model is loaded and the table indexed.
@@ -117,7 +117,7 @@ class Table:
         """How many passages are reranked."""
         return self._config.search.candidates
 
-    def search(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
+    def search(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[SearchOptions]) -> list[Hit]:
         """The k passages that answer best, best first. `where` is applied before the search: a mapping such as
         {"acl": ["hr", "all"], "year": {"gte": 2019, "lt": 2021}, "deleted_at": None}, whose values never act as SQL (all forms: `store.conditions`); or a
         string, which is SQL: put nothing into it that you would not run.
@@ -126,12 +126,14 @@ class Table:
         """
         return self.search_batch([query], k, where, **how)[0]
 
-    async def search_async(self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> list[Hit]:
+    async def search_async(
+        self, query: str, k: int = 10, where: Condition | None = None, **how: Unpack[SearchOptions]
+    ) -> list[Hit]:
         """As `search`, in a thread."""
         return await asyncio.to_thread(self.search, query, k, where, **how)
 
     def search_batch(
-        self, queries: Sequence[str], k: int = 10, where: Condition | None = None, **how: Unpack[How]
+        self, queries: Sequence[str], k: int = 10, where: Condition | None = None, **how: Unpack[SearchOptions]
     ) -> list[list[Hit]]:
         """As `search` for each of the queries, all on one version: they are encoded together and asked side by side."""
         if any(not query.strip() for query in queries) and not how.get("plus"):
@@ -142,7 +144,7 @@ class Table:
         _check_texts(queries, how)
         view = self._newest()
         reading = view.reading
-        if asked["mode"] != "vector" and not self._config.index.full_text and not reading.has_words:
+        if asked["mode"] != "vector" and not self._config.index.full_text and not reading.has_full_text:
             raise QueryError(
                 f"{reading.store.label} has no full-text index: set [index] full_text = true and run 'latent maintain'"
             )
@@ -153,13 +155,13 @@ class Table:
     def nearest(self, vector: np.ndarray, k: int = 10, where: Condition | None = None, *, exact: bool = False) -> list[Hit]:
         """As `search`, for a vector (dim,)."""
         self._checked(k, {})
-        return hits(self._newest().reading.by_vector(vector, k, where, exact=exact))
+        return hits(self._newest().reading.search_vector(vector, k, where, exact=exact))
 
-    def as_retriever(self, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> Any:
+    def as_retriever(self, k: int = 10, where: Condition | None = None, **how: Unpack[SearchOptions]) -> Any:
         """For LangChain: a retriever that searches so."""
         return langchain_retriever(lambda query: self.search(query, k, where, **how))
 
-    def as_llama_index_retriever(self, k: int = 10, where: Condition | None = None, **how: Unpack[How]) -> Any:
+    def as_llama_index_retriever(self, k: int = 10, where: Condition | None = None, **how: Unpack[SearchOptions]) -> Any:
         """For LlamaIndex: a retriever that searches so."""
         return llama_index_retriever(lambda query: self.search(query, k, where, **how))
 
@@ -172,7 +174,7 @@ class Table:
         _check_texts(queries, {})
         return self._encoded(self._newest(), queries)
 
-    def _asked_for(self, view: _View, queries: Sequence[str], how: How) -> Sequence[np.ndarray]:
+    def _asked_for(self, view: _Snapshot, queries: Sequence[str], how: SearchOptions) -> Sequence[np.ndarray]:
         """The vectors that queries ask for, with what is added to them and taken off."""
         plus, minus = how.get("plus", ()), how.get("minus", ())
         own = [query for query in queries if query.strip()]
@@ -186,7 +188,7 @@ class Table:
             raise QueryError("plus and minus cancel each other out: nothing is left to search for")
         return [each for each in found if each is not None]
 
-    def _encoded(self, view: _View, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+    def _encoded(self, view: _Snapshot, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         with self._encoding:
             vectors = view.encoder.encode(queries, view.at.prompts.query)
         for query, vector in zip(queries, vectors, strict=True):
@@ -194,14 +196,14 @@ class Table:
                 raise QueryError(f"the model has no vector for {query!r}: ask with other words")
         return vectors
 
-    def _newest(self) -> _View:
+    def _newest(self) -> _Snapshot:
         """The newest version that can be searched now."""
         view = self._view
         newest = view.reading.newest()
         if newest is view.reading:
             return view
         if newest.spec == view.reading.spec:
-            moved = _View(view.at, newest)
+            moved = _Snapshot(view.at, newest)
             if "encoder" in vars(view):
                 moved.encoder = view.encoder
             self._view = moved
@@ -214,13 +216,13 @@ class Table:
         """Load the model of a migrated table, and search that from then on. What fails is tried again by the next search."""
         try:
             view = _view(self._config)
-            if view.reading.settled(full_text=self._config.index.full_text):
+            if view.reading.fully_indexed(full_text=self._config.index.full_text):
                 view.encoder.encode(["warm up"])
                 self._view = view
         except PipelineError as error:
             log.warning("searches stay on version %d: %s", self._view.reading.version, error)
 
-    def _checked(self, k: int, how: How) -> How:
+    def _checked(self, k: int, how: SearchOptions) -> SearchOptions:
         """The ways of searching with the config's defaults. Raises QueryError for what is out of range."""
         if not 1 <= k <= MOST_HITS:
             raise QueryError(f"k = {k}, wanted 1 to {MOST_HITS}")
@@ -240,10 +242,10 @@ class Table:
         mode = how.get("mode") or self._config.search.mode
         if mode not in MODES:
             raise QueryError(f"mode = {mode!r}, wanted vector, text or hybrid")
-        return How(**{**how, "mode": mode})
+        return SearchOptions(**{**how, "mode": mode})
 
     def _answer(  # noqa: PLR0917
-        self, reading: Reading, query: str, vector: np.ndarray | None, k: int, where: Condition | None, how: How
+        self, reading: TableReader, query: str, vector: np.ndarray | None, k: int, where: Condition | None, how: SearchOptions
     ) -> list[Hit]:
         settings = self._config.search
         depth = max(k, settings.candidates) if how.get("rerank") else k
@@ -259,24 +261,24 @@ class Table:
         rows = diverse(rows, reading.vectors_of(rows), k, how["diversity"]) if how.get("diversity") else rows[:k]
         found = hits(rows)
         if how.get("context"):
-            found = with_context(found, reading.around(places_around(found, how["context"])), how["context"])
+            found = with_context(found, reading.neighboring_chunks(places_around(found, how["context"])), how["context"])
         return found
 
     @staticmethod
     def _found(  # noqa: PLR0917
-        reading: Reading, query: str, vector: np.ndarray | None, depth: int, where: Condition | None, how: How
+        reading: TableReader, query: str, vector: np.ndarray | None, depth: int, where: Condition | None, how: SearchOptions
     ) -> pa.Table:
         """The best `depth` rows, of as many documents where that is asked for."""
         asked = depth
         while True:
             if vector is None:
-                rows = reading.by_words(query, asked, where)
+                rows = reading.search_text(query, asked, where)
             elif how["mode"] == "hybrid":
-                rows = reading.by_both(vector, query, asked, where, exact=how.get("exact", False))
+                rows = reading.search_hybrid(vector, query, asked, where, exact=how.get("exact", False))
             elif how.get("compressed"):
-                rows = reading.by_code(vector, asked, where)
+                rows = reading.search_compressed(vector, asked, where)
             else:
-                rows = reading.by_vector(vector, asked, where, exact=how.get("exact", False))
+                rows = reading.search_vector(vector, asked, where, exact=how.get("exact", False))
             if not how.get("per_document"):
                 return rows
             first = first_of_each_document(rows)
@@ -289,7 +291,7 @@ class Table:
         return Reranker(model.resolve_reranker(self._config.search.reranker), device=self._config.model.device)
 
 
-def _check_texts(queries: Sequence[str], how: How) -> None:
+def _check_texts(queries: Sequence[str], how: SearchOptions) -> None:
     """Raises QueryError for a text too long, and too many texts that are added or taken off."""
     plus, minus = how.get("plus", ()), how.get("minus", ())
     if max(len(plus), len(minus)) > MAX_TEXTS:
@@ -299,8 +301,8 @@ def _check_texts(queries: Sequence[str], how: How) -> None:
         raise QueryError(f"a query of {longest:,} characters, wanted {MAX_QUERY_CHARS:,} at most")
 
 
-def open_table(config: str | Path = "config.toml", overrides: Mapping[str, Any] | None = None) -> Table:
+def open_table(config: str | Path = "config.toml", overrides: Mapping[str, Any] | None = None) -> SearchTable:
     """The table that a config names, ready to search. Raises StoreError where there is none yet, SpecMismatch where the config
     asks for another model than made its vectors.
     """
-    return Table(load(config, overrides))
+    return SearchTable(load(config, overrides))

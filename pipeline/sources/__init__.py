@@ -4,7 +4,7 @@
 rows and says what is wrong with one. Everything streams: memory holds one batch (`BATCH_DOCUMENTS`, `BATCH_CHARS`), whatever the source's size.
 """
 
-from latent.sources.documents import Reader, reading_hash, sight
+from latent.sources.documents import Reader, reading_hash, scan_file
 from latent.sources.inference import metadata_schema, require_columns, spread
 from latent.sources.listing import Listing, Origin, current_state, identity, list_files, locate, place_of
 
@@ -20,6 +20,6 @@ __all__ = [
     "place_of",
     "reading_hash",
     "require_columns",
-    "sight",
+    "scan_file",
     "spread",
 ]

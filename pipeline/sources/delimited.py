@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 
 from pyarrow import fs
 
-from latent.errors import OtherColumns, UnreadableFile
-from latent.sources.records import BUFFER_BYTES, BadRow, Columns, Format, Record, open_bytes, record, require
+from latent.errors import FileUnreadable, OtherColumns
+from latent.sources.records import BUFFER_BYTES, Columns, Format, InvalidRow, Record, open_bytes, record, require
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEADER_BYTES = 64 << 10
@@ -46,7 +46,7 @@ def _rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: int) ->
                 if row >= start and cells:
                     yield row, (header, cells)
         except csv.Error as error:
-            raise UnreadableFile(f"not CSV at line {rows.line_num}: {error}") from None
+            raise FileUnreadable(f"not CSV at line {rows.line_num}: {error}") from None
 
 
 def _require(columns: Columns, header: list[str], delimiter: str) -> None:
@@ -90,7 +90,7 @@ def _names(head: str, delimiter: str) -> list[str]:
 def _parse(path: str, columns: Columns, raw: Row) -> Record:
     header, cells = raw
     if len(cells) != len(header):
-        raise BadRow(f"{len(cells)} cells in a row, {len(header)} in the header")
+        raise InvalidRow(f"{len(cells)} cells in a row, {len(header)} in the header")
     found = record(columns, dict(zip(header, cells, strict=True)))
     return found._replace(metadata=[cell or None for cell in found.metadata])
 

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
-from latent.errors import SourceUnreachable, UnreadableFile
-from latent.schemas import DOCUMENT_FIELDS, SIGHTINGS, column_key
+from latent.errors import FileUnreadable, SourceUnreachable
+from latent.schemas import DOCUMENT_FIELDS, SCANNED_DOCUMENTS, column_key
 from latent.sources.charsets import NUL
 from latent.sources.formats import DAMAGED, FORMATS, format_of
 from latent.sources.listing import Origin, current_state, first_line
-from latent.sources.records import BadRow, Columns, Format, Record, Unfit
+from latent.sources.records import Columns, Format, InvalidRow, Record, UnrepresentableValue
 from latent.sources.values import convert
-from latent.types import FileState, Slice, digest
+from latent.types import FileSlice, FileState, digest
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARS = 8 << 20  # a batch ends past this, so that long documents do not add up
@@ -54,7 +54,7 @@ class Reader:
         rows = kind.rows(self._origin.filesystem, self._full(file), self._columns, 0)
         yield from self._batches(file, kind, rows)
 
-    def read(self, piece: Slice) -> pa.Table:
+    def read(self, piece: FileSlice) -> pa.Table:
         """The wanted rows of a file, as many as are still there."""
         kind = self._kind(piece.file)
         wanted = piece.documents["row"].to_pylist()
@@ -95,12 +95,12 @@ class Reader:
                 yield _typed_batch(batch, self._fields, self.schema)
 
 
-def sight(reader: Reader, origin: Origin, file: FileState, index: int) -> pa.Table:
-    """Id, hash and length of each document in a file (SIGHTINGS); `index` is the file's place in the listing.
+def scan_file(reader: Reader, origin: Origin, file: FileState, index: int) -> pa.Table:
+    """Id, hash and length of each document in a file (SCANNED_DOCUMENTS); `index` is the file's place in the listing.
 
-    Raises UnreadableFile where the file is damaged or changes while it is read.
+    Raises FileUnreadable where the file is damaged or changes while it is read.
     """
-    sightings = []
+    scanned = []
     for batch in reader.batches(file):
         chars = pa.compute.fill_null(pa.compute.utf8_length(batch["text"]), 0)
         columns = {
@@ -111,10 +111,10 @@ def sight(reader: Reader, origin: Origin, file: FileState, index: int) -> pa.Tab
             "chars": chars.cast(pa.int64()),
             "problem": batch["problem"],
         }
-        sightings.append(pa.RecordBatch.from_arrays([columns[f.name] for f in SIGHTINGS], schema=SIGHTINGS))
+        scanned.append(pa.RecordBatch.from_arrays([columns[f.name] for f in SCANNED_DOCUMENTS], schema=SCANNED_DOCUMENTS))
     if current_state(origin, file.path) != file:
-        raise UnreadableFile("it changed while it was read")
-    return pa.Table.from_batches(sightings, schema=SIGHTINGS)
+        raise FileUnreadable("it changed while it was read")
+    return pa.Table.from_batches(scanned, schema=SCANNED_DOCUMENTS)
 
 
 def reading_hash(format: str, columns: Columns, fields: pa.Schema) -> str:
@@ -145,11 +145,11 @@ def _document(row: int, kind: Format, path: str, columns: Columns, raw: object) 
     try:
         record = kind.parse(path, columns, raw)
         name = _identity(record.id)
-    except BadRow as bad:
+    except InvalidRow as bad:
         return _Document(row, None, None, [None] * len(columns.metadata), str(bad))
     try:
         return _Document(row, name, _text(record), record.metadata, None)
-    except BadRow as bad:
+    except InvalidRow as bad:
         return _Document(row, name, None, record.metadata, str(bad))
 
 
@@ -158,14 +158,16 @@ def _identity(value: object) -> str:
         name = _unicode(value, "id")
     elif isinstance(value, uuid.UUID) or _is_whole(value):
         name = str(value)
-    elif isinstance(value, Unfit):
-        raise BadRow(f"id: {value!r}")
+    elif isinstance(value, UnrepresentableValue):
+        raise InvalidRow(f"id: {value!r}")
     else:
-        raise BadRow("id is null" if value is None else f"id is of type {type(value).__name__}, wanted a string or a whole number")
+        raise InvalidRow(
+            "id is null" if value is None else f"id is of type {type(value).__name__}, wanted a string or a whole number"
+        )
     if not name:
-        raise BadRow("id is empty")
+        raise InvalidRow("id is empty")
     if len(name) > ID_CHARS:
-        raise BadRow(f"id has {len(name)} characters, wanted at most {ID_CHARS}")
+        raise InvalidRow(f"id has {len(name)} characters, wanted at most {ID_CHARS}")
     return name
 
 
@@ -178,22 +180,22 @@ def _is_whole(value: object) -> bool:
 
 def _text(record: Record) -> str:
     for value in record.texts:
-        if isinstance(value, Unfit):
-            raise BadRow(repr(value))
+        if isinstance(value, UnrepresentableValue):
+            raise InvalidRow(repr(value))
         if not isinstance(value, bytes | str | None):
-            raise BadRow(f"text is of type {type(value).__name__}, wanted a string")
+            raise InvalidRow(f"text is of type {type(value).__name__}, wanted a string")
     parts = [_unicode(value, "text") for value in record.texts if isinstance(value, bytes | str)]
     if not parts:
-        raise BadRow("text is null")
+        raise InvalidRow("text is null")
     text = "\n\n".join(part for part in parts if part)
     if not text.strip():
-        raise BadRow("text is empty")
+        raise InvalidRow("text is empty")
     if "\0" in text:
-        raise BadRow(NUL)
+        raise InvalidRow(NUL)
     if len(text) > TEXT_CHARS:
-        raise BadRow(f"text has {len(text)} characters, wanted at most {TEXT_CHARS}: split the document")
+        raise InvalidRow(f"text has {len(text)} characters, wanted at most {TEXT_CHARS}: split the document")
     if length := _length_of_giant(text):
-        raise BadRow(f"text holds a word of {length} characters, wanted at most {WORD_CHARS}: no text but data")
+        raise InvalidRow(f"text holds a word of {length} characters, wanted at most {WORD_CHARS}: no text but data")
     return text
 
 
@@ -219,7 +221,7 @@ def _unicode(value: bytes | str, what: str) -> str:
             return value.decode()
         value.encode()  # lone surrogates, and the stand-ins for bytes of CSV that were no UTF-8
     except UnicodeError as error:
-        raise BadRow(f"{what} is not UTF-8: {error}") from None
+        raise InvalidRow(f"{what} is not UTF-8: {error}") from None
     return value
 
 
@@ -282,14 +284,14 @@ SHORTER = "HTTP status 416"  # nothing lies where the next part was: the object 
 
 @contextlib.contextmanager
 def damage_named(origin: Origin, path: str) -> Iterator[None]:
-    """What a reader or decoder raises for a file → UnreadableFile where the file is at fault, SourceUnreachable where the store is."""
+    """What a reader or decoder raises for a file → FileUnreadable where the file is at fault, SourceUnreachable where the store is."""
     try:
         yield
     except DAMAGED as error:
-        raise UnreadableFile(first_line(error)) from None
+        raise FileUnreadable(first_line(error)) from None
     except OSError as error:
         if SHORTER in str(error):
-            raise UnreadableFile("it changed while it was read") from None
+            raise FileUnreadable("it changed while it was read") from None
         if origin.local or isinstance(error, FileNotFoundError | PermissionError) or not STORE_WORDS.search(str(error)):
-            raise UnreadableFile(first_line(error)) from None
+            raise FileUnreadable(first_line(error)) from None
         raise SourceUnreachable(f"{path}: the store failed: {first_line(error)}") from None

@@ -1,7 +1,7 @@
 """Files → rows, one small reader a format.
 
 A reader yields `(row, raw)` in file order, cheaply; `parse` makes a `Record` of the raw rows that are wanted. What is
-wrong with one row is a `BadRow`; what is wrong with the file is an `UnreadableFile`, and `OtherColumns` where it lacks id or text.
+wrong with one row is a `InvalidRow`; what is wrong with the file is an `FileUnreadable`, and `OtherColumns` where it lacks id or text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from latent.sources import charsets
 from latent.sources.delimited import CSV, header_of
 from latent.sources.jsonl import JSONL, SAMPLE_ROWS, keys_of
 from latent.sources.parquet import PARQUET, read_schema
-from latent.sources.records import COMPRESSED, Columns, Format, Record, Unfit, open_bytes, open_raw
+from latent.sources.records import COMPRESSED, Columns, Format, Record, UnrepresentableValue, open_bytes, open_raw
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -63,11 +63,11 @@ def _text_rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: in
 
 def _text_record(path: str, columns: Columns, data: bytes) -> Record:
     """A plain file has no columns: its metadata is null."""
-    text: str | Unfit
+    text: str | UnrepresentableValue
     try:
         text = charsets.decode(data)
     except ValueError as error:
-        text = Unfit(str(error))
+        text = UnrepresentableValue(str(error))
     return Record(path, [text], [None] * len(columns.metadata))
 
 

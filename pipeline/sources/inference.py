@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from latent.errors import OtherColumns, SourceError, UnreadableFile
+from latent.errors import FileUnreadable, OtherColumns, SourceError
 from latent.schemas import DOCUMENT_FIELDS, LANCE_COLUMNS, OWN_COLUMNS
 from latent.sources.documents import damage_named
 from latent.sources.formats import FORMATS, PLAIN, format_of
 from latent.sources.listing import Origin
 from latent.sources.parquet import check_columns, read_schema, stored_type
-from latent.sources.records import NESTING, BadRow, Columns, lacking
+from latent.sources.records import NESTING, Columns, InvalidRow, lacking
 from latent.sources.values import UNFIT, convert, writings
 from latent.types import FileState
 
@@ -116,7 +116,7 @@ def _look(origin: Origin, format: str, columns: Columns, file: FileState, rows: 
             return _sample(origin, kind, path, columns, rows)
     except OtherColumns as error:
         return _Look(problem=str(error))
-    except UnreadableFile:
+    except FileUnreadable:
         return _Look()
 
 
@@ -126,7 +126,7 @@ def _sample(origin: Origin, kind: str, path: str, columns: Columns, rows: int) -
     found: tuple[list[object], ...] = tuple([] for _ in columns.metadata)
     for _, raw in itertools.islice(reader.rows(origin.filesystem, path, columns, 0), max(rows, 1)):
         names |= dict.fromkeys(reader.keys_of(raw))
-        with contextlib.suppress(BadRow):
+        with contextlib.suppress(InvalidRow):
             for values, value in zip(found, reader.parse(path, columns, raw).metadata, strict=True):
                 if value is not None:
                     values.append(value)

@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 from pyarrow import fs
 
-from latent.errors import UnreadableFile
-from latent.sources.records import NESTING, BadRow, Columns, Format, Record, Unfit, open_bytes, record, require
+from latent.errors import FileUnreadable
+from latent.sources.records import NESTING, Columns, Format, InvalidRow, Record, UnrepresentableValue, open_bytes, record, require
 
 SAMPLE_ROWS, SAMPLE_BYTES = 1000, 8 << 20  # in which id and text must occur
 LINE_BYTES = 512 << 20  # at most: what is longer is no line of documents, and would have to be held whole
@@ -39,7 +39,7 @@ def _rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: int) ->
             require(columns, keys)
         for row, line in itertools.chain(head, lines):
             if not line.endswith(b"\n") and len(line) < LINE_BYTES and line.strip() and not _is_json(line):
-                raise UnreadableFile(f"cut off in line {row + 1}")
+                raise FileUnreadable(f"cut off in line {row + 1}")
             if row >= start and line.strip():
                 yield row, line
 
@@ -72,16 +72,16 @@ def _is_json(line: bytes) -> bool:
 
 def _parse(path: str, columns: Columns, line: bytes) -> Record:
     if len(line) >= LINE_BYTES:
-        raise BadRow(f"a line of more than {LINE_BYTES} bytes")
+        raise InvalidRow(f"a line of more than {LINE_BYTES} bytes")
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as strict:
         try:
             value = json.loads(line, parse_float=_finite)  # lets lone surrogates pass, so that the document can be named
         except (ValueError, RecursionError):
-            raise BadRow(f"not JSON: {strict}") from None
+            raise InvalidRow(f"not JSON: {strict}") from None
     if not isinstance(value, dict):
-        raise BadRow(f"not a JSON object but {type(value).__name__}")
+        raise InvalidRow(f"not a JSON object but {type(value).__name__}")
     wanted = [columns.id, *columns.text_columns, *columns.metadata]
     for name in wanted:
         if type(cell := value.get(name)) in _MAY_BE_GIANT and _is_giant(cell):
@@ -89,7 +89,7 @@ def _parse(path: str, columns: Columns, line: bytes) -> Record:
             break
     for name in wanted:
         if line.count(b'"%b"' % name.encode()) > 1:
-            value |= {key: Unfit(f"key {key!r} stands twice") for key in _twice(line)}
+            value |= {key: UnrepresentableValue(f"key {key!r} stands twice") for key in _twice(line)}
             break
     return record(columns, value)
 
@@ -105,9 +105,9 @@ def _is_giant(value: object, depth: int = 0) -> bool:
     return depth <= NESTING and any(type(item) in _MAY_BE_GIANT and _is_giant(item, depth + 1) for item in inner)
 
 
-def _finite(text: str) -> float | Unfit:
+def _finite(text: str) -> float | UnrepresentableValue:
     number = float(text)
-    return number if math.isfinite(number) else Unfit(f"{text}, a number out of range")
+    return number if math.isfinite(number) else UnrepresentableValue(f"{text}, a number out of range")
 
 
 class _Object(dict[str, Any]):

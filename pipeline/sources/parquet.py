@@ -1,4 +1,4 @@
-"""Parquet → rows. Columns are read a part of a row group at a time; each cell as Python has it, or `Unfit`."""
+"""Parquet → rows. Columns are read a part of a row group at a time; each cell as Python has it, or `UnrepresentableValue`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from latent.errors import OtherColumns
-from latent.sources.records import NESTING, Columns, Format, Record, Unfit, record, require
+from latent.sources.records import NESTING, Columns, Format, Record, UnrepresentableValue, record, require
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 16 << 20  # whichever is less
 STRING = pa.string()
@@ -50,12 +50,12 @@ def _rows(filesystem: fs.FileSystem, path: str, columns: Columns, start: int) ->
 
 
 def _cells(column: pa.Array) -> list[Any]:
-    """The column's values, those that cannot be as `Unfit`: a time beyond the year 9999, finer than a microsecond, a list of no UTF-8."""
+    """The column's values, those that cannot be as `UnrepresentableValue`: a time beyond the year 9999, finer than a microsecond, a list of no UTF-8."""
     try:
         return list(_plain(column).to_pylist())
     except (pa.ArrowException, OverflowError, ValueError, LookupError):
         if len(column) == 1:
-            return [Unfit(f"a {column.type} that is out of range, finer than a microsecond, or not UTF-8")]
+            return [UnrepresentableValue(f"a {column.type} that is out of range, finer than a microsecond, or not UTF-8")]
         return [cell for i in range(len(column)) for cell in _cells(column.slice(i, 1))]
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pyarrow import fs
 
-from latent.errors import OtherColumns, UnreadableFile
+from latent.errors import FileUnreadable, OtherColumns
 from latent.sources import charsets
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
@@ -40,7 +40,7 @@ class Record(NamedTuple):
     metadata: list[object]
 
 
-class BadRow(Exception):
+class InvalidRow(Exception):
     """One row cannot be understood; the message is the reason kept in quarantine."""
 
 
@@ -50,7 +50,7 @@ class Format(NamedTuple):
     keys_of: Callable[[Any], Iterable[str]] = lambda _: ()  # the names of a raw row's columns
 
 
-class Unfit:
+class UnrepresentableValue:
     """A cell that Python has no value for: fits no column."""
 
     def __init__(self, reason: str) -> None:
@@ -69,14 +69,14 @@ def open_raw(filesystem: fs.FileSystem, path: str) -> io.BufferedReader:
     """The file's bytes, decompressed as its name says."""
     codec = COMPRESSED.get(PurePosixPath(path).suffix.lower())
     if codec and filesystem.get_file_info(path).size == 0:
-        raise UnreadableFile(f"no bytes, not even the head of a {codec} file")
+        raise FileUnreadable(f"no bytes, not even the head of a {codec} file")
     return io.BufferedReader(filesystem.open_input_stream(path, compression=codec), BUFFER_BYTES)
 
 
 def open_bytes(filesystem: fs.FileSystem, path: str) -> io.BufferedReader:
     """The file's bytes, decompressed as its name says; UTF-16 and UTF-32 with a mark as UTF-8, no mark before it.
 
-    Raises UnreadableFile where they are no text.
+    Raises FileUnreadable where they are no text.
     """
     stream = open_raw(filesystem, path)
     head = stream.peek(charsets.HEAD_BYTES)[: charsets.HEAD_BYTES]
@@ -84,7 +84,7 @@ def open_bytes(filesystem: fs.FileSystem, path: str) -> io.BufferedReader:
         stream.read(len(mark.mark))
         return stream if mark.encoding == "utf-8" else io.BufferedReader(charsets.Transcoded(stream, mark.encoding), BUFFER_BYTES)
     if reason := charsets.no_text(head):
-        raise UnreadableFile(reason)
+        raise FileUnreadable(reason)
     return stream
 
 

@@ -21,108 +21,118 @@ import os
 os.environ.setdefault("LANCE_LOG", "error")  # before they are imported: they warn of empty parts of indexes and the like
 os.environ.setdefault("LANCEDB_LOG", "error")
 
-from latent.store.backfill_lock import Backfill, Migrating, backfilling_since, is_paused, pause
+from latent.store.backfill_lock import BackfillLock, MigrationLock, backfilling_since, is_paused, pause
 from latent.store.backup import Backup, back_up
 from latent.store.columns import adapt, metadata_fields, source_of
-from latent.store.commits import Change, Commit, commit, vectors_of, write_fragments
+from latent.store.commits import CommitResult, TableUpdate, commit, vectors_of, write_fragments
 from latent.store.conditions import Condition
 from latent.store.dataset import (
-    Asking,
+    QuerySettings,
     State,
-    asking_of,
     canary_of,
     create,
     former_specs,
+    load_state,
+    query_settings_of,
     read_runs,
     rows_committed,
     spec_of,
-    state_of,
     write_canary,
     write_runs,
 )
 from latent.store.derived import (
     Codes,
-    Worked,
+    DerivedTable,
     batches,
     check_derived,
     drawn,
     read_codes,
     read_derived,
+    redundant_documents,
     rows_at,
     same_rows,
-    spared_of,
     write_codes,
     write_derived,
 )
 from latent.store.failures import lance_errors
 from latent.store.full_text_index import WordIndexing
-from latent.store.full_text_settings import Words
+from latent.store.full_text_settings import FullTextSettings
 from latent.store.indexes import Index, indexes, missed_by_indexes, update_indexes
 from latent.store.lease import Lease, new_run_id
 from latent.store.ownership import Side, Store
-from latent.store.reader import FEW_ROWS, RESCORED, Reading, Tuning, matrix, read_tuning
-from latent.store.version_history import Version, clean_up, drop, foreign_changes, leftovers, restore, sole_writer, switch, versions
+from latent.store.reader import FEW_ROWS, RESCORED, TableReader, Tuning, matrix, read_tuning
+from latent.store.version_history import (
+    Version,
+    drop_all,
+    exclusive_writer,
+    foreign_changes,
+    orphaned_files,
+    replace_table,
+    restore,
+    vacuum,
+    versions,
+)
 
 __all__ = [
     "FEW_ROWS",
     "RESCORED",
-    "Asking",
-    "Backfill",
+    "BackfillLock",
     "Backup",
-    "Change",
     "Codes",
-    "Commit",
+    "CommitResult",
     "Condition",
+    "DerivedTable",
+    "FullTextSettings",
     "Index",
     "Lease",
-    "Migrating",
-    "Reading",
+    "MigrationLock",
+    "QuerySettings",
     "Side",
     "State",
     "Store",
+    "TableReader",
+    "TableUpdate",
     "Tuning",
     "Version",
     "WordIndexing",
-    "Words",
-    "Worked",
     "adapt",
-    "asking_of",
     "back_up",
     "backfilling_since",
     "batches",
     "canary_of",
     "check_derived",
-    "clean_up",
     "commit",
     "create",
     "drawn",
-    "drop",
+    "drop_all",
+    "exclusive_writer",
     "foreign_changes",
     "former_specs",
     "indexes",
     "is_paused",
     "lance_errors",
-    "leftovers",
+    "load_state",
     "matrix",
     "metadata_fields",
     "missed_by_indexes",
     "new_run_id",
+    "orphaned_files",
     "pause",
+    "query_settings_of",
     "read_codes",
     "read_derived",
     "read_runs",
     "read_tuning",
+    "redundant_documents",
+    "replace_table",
     "restore",
     "rows_at",
     "rows_committed",
     "same_rows",
-    "sole_writer",
     "source_of",
-    "spared_of",
     "spec_of",
-    "state_of",
-    "switch",
     "update_indexes",
+    "vacuum",
     "vectors_of",
     "versions",
     "write_canary",

@@ -18,7 +18,7 @@ from lance.commit import CommitConflictError
 
 from latent.errors import StoreError, TableBusy
 from latent.store.dataset import create_runs, opened_runs
-from latent.store.lease import KEY, POLL_S, RENEW_S, WAITING, Holder, Lease, Signs, alive, new_run_id, put, sign_of
+from latent.store.lease import KEY, POLL_S, RENEW_S, WAITING, Lease, LeaseHolder, Signs, alive, new_run_id, put, sign_of
 from latent.store.ownership import Store
 
 PAUSED = "latent.paused"
@@ -28,7 +28,7 @@ QUIET_S = (
 TRIES = 5
 
 
-class Presence:
+class TableLock:
     """Work of days under way, for the length of a `with` block: at most one of its kind. Raises TableBusy on entry where there is one already.
 
     It holds no lease: other runs of the table go on. Its sign of life is renewed like one.
@@ -86,7 +86,7 @@ class Presence:
             return
         with (
             contextlib.suppress(StoreError),
-            Lease(self._store, new_run_id(), gives_way=True),
+            Lease(self._store, new_run_id(), should_yield=True),
         ):  # of two that tidy at once one is refused
             self._signs.drop_former()
 
@@ -97,36 +97,36 @@ class Presence:
                 if self.tidies_by_itself:
                     self.tidy()
 
-    def _sign(self) -> Holder:
-        return Holder.now(self._run_id, since=self._since)
+    def _sign(self) -> LeaseHolder:
+        return LeaseHolder.now(self._run_id, since=self._since)
 
-    def _show(self, sign: Holder | None) -> int:
+    def _show(self, sign: LeaseHolder | None) -> int:
         return _write(self._store, self.key, sign)
 
 
-class Migrating(Presence):
+class MigrationLock(TableLock):
     """A migration under way: nobody else makes or drops the table beside."""
 
     key, kind, tidies_by_itself = "latent.migration", "migration", True
 
 
-class Backfill(Presence):
+class BackfillLock(TableLock):
     """A backfill under way."""
 
     key, kind, tidies_by_itself = "latent.backfill", "backfill", False  # between its own turns: it would stand in its own way
 
-    def in_the_way(self) -> str | None:
+    def lock_holder(self) -> str | None:
         """Who holds the lease, or wants it; None where it is free."""
         table = opened_runs(self._store)
         signs = (sign_of(table, key) for key in (KEY, WAITING))
         return next((sign.run_id for sign in signs if sign is not None and sign.fresh and not sign.gone), None)
 
-    def wait_until_free(self) -> None:
+    def wait_until_idle(self) -> None:
         """Until nobody has held or wanted the lease for QUIET_S."""
         free_since = time.monotonic()
         while time.monotonic() - free_since < QUIET_S:
             time.sleep(POLL_S)
-            if self.in_the_way() is not None:
+            if self.lock_holder() is not None:
                 free_since = time.monotonic()
 
 
@@ -134,7 +134,7 @@ def backfilling_since(store: Store) -> int | None:
     """When the backfill that is under way began, in ns since 1970: files that are older and not recorded are its to do. None where there is none."""
     if store.open("runs") is None:
         return None
-    sign = _under_way(store, Backfill.key)
+    sign = _under_way(store, BackfillLock.key)
     return sign.since if sign is not None else None
 
 
@@ -148,16 +148,16 @@ def is_paused(store: Store) -> bool:
     return opened_runs(store).metadata.get(PAUSED) is not None
 
 
-def _under_way(store: Store, key: str) -> Holder | None:
+def _under_way(store: Store, key: str) -> LeaseHolder | None:
     return _alive(opened_runs(store), key)
 
 
-def _alive(table: LanceDataset, key: str) -> Holder | None:
+def _alive(table: LanceDataset, key: str) -> LeaseHolder | None:
     sign = sign_of(table, key)
     return sign if sign is not None and sign.fresh and not sign.gone else None
 
 
-def _write(store: Store, key: str, word: Holder | str | None) -> int:
+def _write(store: Store, key: str, word: LeaseHolder | str | None) -> int:
     """However many others write their own words meanwhile; returns the version."""
     for attempt in range(TRIES):
         with contextlib.suppress(CommitConflictError):

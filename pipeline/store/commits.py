@@ -38,7 +38,7 @@ ROWS_PER_FRAGMENT = 1 << 20  # Lance's default; shards stay far below
 
 
 @dataclass(frozen=True)
-class Change:
+class TableUpdate:
     """What one commit does: rows, file states and quarantine, all or nothing."""
 
     fragments: Sequence[str]
@@ -48,7 +48,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Commit:
+class CommitResult:
     """The version that made a change visible."""
 
     version: int
@@ -85,7 +85,7 @@ def written(
     return fragments
 
 
-def commit(store: Store, lease: Lease, change: Change, since: int) -> Commit:
+def commit(store: Store, lease: Lease, change: TableUpdate, since: int) -> CommitResult:
     """Make a change the newest version of the table.
 
     `since` is the version the change was planned on. Raises StoreError where another program changed rows after it, TableBusy where the lease
@@ -101,7 +101,7 @@ def commit(store: Store, lease: Lease, change: Change, since: int) -> Commit:
         table = store.opened()
         lease.check()  # after the table was opened: whoever takes the lease from here on fences this commit out
         if (version := _since(store, table, since, name)) is not None:
-            return Commit(version, added, 0)
+            return CommitResult(version, added, 0)
         try:
             with lance_errors(f"{store.label}: commit failed"):  # what is deleted is a file by itself, written here
                 operation, deleted = _replacement(table, new, change.replaced)
@@ -121,7 +121,7 @@ def commit(store: Store, lease: Lease, change: Change, since: int) -> Commit:
             time.sleep(PAUSE_S * 2**attempt)
             continue
         lease.check()
-        return Commit(version, added, deleted)
+        return CommitResult(version, added, deleted)
     raise AssertionError("unreachable")
 
 

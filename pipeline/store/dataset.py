@@ -17,7 +17,7 @@ import lance
 import pyarrow as pa
 
 from latent.errors import StoreError
-from latent.schemas import FILES, HELD, QUARANTINE, RUNS, table_schema
+from latent.schemas import FILES, QUARANTINE, RUNS, STORED_DOCUMENTS, table_schema
 from latent.store.failures import lance_errors
 from latent.store.ownership import (
     DERIVED,
@@ -36,7 +36,7 @@ from latent.types import Spec, digest
 
 FORMER_KEY = b"latent.former"  # specs that the table had before it was migrated
 SOURCE_KEY = b"latent.source"  # whose documents the table holds
-QUERIES_KEY = b"latent.queries"  # how queries are put to the model
+QUERY_SETTINGS_KEY = b"latent.queries"  # how queries are put to the model
 CANARY_KEY = (
     "latent.canary."  # in the metadata of the table of runs, one a model and precision: a table that is rolled back finds its own
 )
@@ -44,7 +44,7 @@ NAMING = "latent.side."  # property of a commit: the version of a side table tha
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuerySettings:
     """How queries are put to the model, where the config does not say: it decides no vector of the table, so it is no part of the spec."""
 
     revision: str = ""
@@ -54,7 +54,7 @@ class Asking:
         return json.dumps(asdict(self))
 
 
-def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking, source: str) -> None:
+def create(store: Store, spec: Spec, metadata: pa.Schema, query_settings: QuerySettings, source: str) -> None:
     """Make the main table, unless it is there. Spec, source and identity stand in its schema metadata. Under the lease.
 
     What a main table that is gone left behind says nothing of the new one: file states and quarantine are emptied, derived tables dropped, runs kept
@@ -70,7 +70,7 @@ def create(store: Store, spec: Spec, metadata: pa.Schema, asking: Asking, source
     words = {
         TABLE_KEY: owner.encode(),
         SPEC_KEY: spec.to_json().encode(),
-        QUERIES_KEY: asking.to_json().encode(),
+        QUERY_SETTINGS_KEY: query_settings.to_json().encode(),
         SOURCE_KEY: source.encode(),
     }
     schema = table_schema(spec, metadata).with_metadata(words)
@@ -122,10 +122,10 @@ def spec_of(store: Store, version: int | None = None) -> Spec | None:
     return Spec.from_json(table.schema.metadata[SPEC_KEY].decode())
 
 
-def asking_of(store: Store) -> Asking:
+def query_settings_of(store: Store) -> QuerySettings:
     """How queries are put to the model that made the table's vectors."""
-    told = (store.opened().schema.metadata or {}).get(QUERIES_KEY)
-    return Asking(**json.loads(told)) if told else Asking()
+    told = (store.opened().schema.metadata or {}).get(QUERY_SETTINGS_KEY)
+    return QuerySettings(**json.loads(told)) if told else QuerySettings()
 
 
 def canary_of(store: Store, spec: Spec) -> str | None:
@@ -156,18 +156,18 @@ class State:
     """What the table and those beside it hold at one version: one instant of it all."""
 
     version: int | None  # None: there is no table yet
-    held: pa.Table  # HELD, one row a document
+    held: pa.Table  # STORED_DOCUMENTS, one row a document
     files: pa.Table  # FILES
     quarantine: pa.Table  # QUARANTINE
 
 
-def state_of(store: Store) -> State:
+def load_state(store: Store) -> State:
     """The newest state. Reads three columns of the main table, no vectors: about 20 M rows a second."""
     table = store.open()
     if table is None:
-        return State(None, HELD.empty_table(), FILES.empty_table(), QUARANTINE.empty_table())
+        return State(None, STORED_DOCUMENTS.empty_table(), FILES.empty_table(), QUARANTINE.empty_table())
     with lance_errors(f"{store.label} cannot be read"):
-        held = table.to_table(columns=HELD.names, filter="chunk_index = 0").cast(HELD)
+        held = table.to_table(columns=STORED_DOCUMENTS.names, filter="chunk_index = 0").cast(STORED_DOCUMENTS)
     names, owner = named(table), mark_of(table)
     return State(int(table.version), held, *(read_side(store, side, names, owner) for side in NAMED))
 

@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 8192  # 12 MB of vectors of 384 numbers
 
 
 @dataclass(frozen=True)
-class Worked:
+class DerivedTable:
     """A derived table at its newest version."""
 
     rows: pa.Table
@@ -61,17 +61,17 @@ def write_derived(store: Store, tables: Mapping[Derived, pa.Table], told: Mappin
                 )
 
 
-def read_derived(store: Store, name: Derived) -> Worked | None:
+def read_derived(store: Store, name: Derived) -> DerivedTable | None:
     """None where it was never made. Raises ForeignTable."""
     table = store.open(name)
     if table is None:
         return None
     with lance_errors(f"{store.label}: its {name} cannot be read"):
-        return Worked(table.to_table(), json.loads((table.schema.metadata or {}).get(TOLD_KEY, b"{}")))
+        return DerivedTable(table.to_table(), json.loads((table.schema.metadata or {}).get(TOLD_KEY, b"{}")))
 
 
-def spared_of(store: Store, similarity: float) -> pa.Table | None:
-    """The documents (SPARED) that `latent duplicates` found to say what others say, as far as they are so similar to those. None where it never looked."""
+def redundant_documents(store: Store, similarity: float) -> pa.Table | None:
+    """The documents (REDUNDANT_DOCUMENTS) that `latent duplicates` found to say what others say, as far as they are so similar to those. None where it never looked."""
     worked = read_derived(store, "redundant")
     if worked is None:
         return None

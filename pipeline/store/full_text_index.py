@@ -21,7 +21,7 @@ from lance.file import LanceFileSession
 from latent.store.conditions import condition
 from latent.store.failures import lance_errors
 from latent.store.folding import query_form
-from latent.store.full_text_settings import WORDS_KEY, Words, indexed_in_memory
+from latent.store.full_text_settings import WORDS_KEY, FullTextSettings, indexed_in_memory
 from latent.store.lease import Lease
 from latent.store.ownership import Store
 from latent.store.reader import connected
@@ -41,7 +41,7 @@ class _Built:
     segment: Any | None
 
 
-def index_words(store: Store, lease: Lease, words: Words | None) -> None:
+def index_words(store: Store, lease: Lease, words: FullTextSettings | None) -> None:
     """Bring the full-text index up to date: make it, index new rows, make it anew where texts are taken apart otherwise now, drop it.
 
     Raises TableBusy where the lease is lost meanwhile.
@@ -57,7 +57,7 @@ class WordIndexing:
     It begins once there are rows, and whenever UNINDEXED_SHARE of them is new. Pieces stay as they are.
     """
 
-    def __init__(self, store: Store, lease: Lease, words: Words | None) -> None:
+    def __init__(self, store: Store, lease: Lease, words: FullTextSettings | None) -> None:
         self._store, self._lease, self._words = store, lease, words
         self._building: Future[_Built] | None = None
 
@@ -94,7 +94,7 @@ class WordIndexing:
         return lance_errors(f"{self._store.label}: its words cannot be indexed")
 
 
-def _build(store: Store, words: Words | None) -> _Built:
+def _build(store: Store, words: FullTextSettings | None) -> _Built:
     """Index what is not indexed yet. No reader sees it."""
     table = store.opened()
     wanted = words.to_json() if words and table.count_rows() else None
@@ -143,7 +143,7 @@ def _new(table: lance.LanceDataset) -> list[lance.LanceFragment]:
     return [fragment for fragment in table.get_fragments() if fragment.fragment_id not in covered]
 
 
-def _segment(store: Store, table: lance.LanceDataset, words: Words, fragments: Collection[int]) -> Any:
+def _segment(store: Store, table: lance.LanceDataset, words: FullTextSettings, fragments: Collection[int]) -> Any:
     """An index of the folded text of these fragments, not committed. The column and the version that it is built over are removed."""
 
     def fold(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -184,7 +184,7 @@ def _remove(store: Store, table: lance.LanceDataset, hidden: lance.LanceDataset)
 
 def missed_by_words(store: Store, rows: list[dict[str, Any]]) -> list[str]:
     """chunk_ids of these rows that the full-text index does not find by their own words, though an index made of them alone does."""
-    words = Words.from_json(store.opened().metadata.get(WORDS_KEY))
+    words = FullTextSettings.from_json(store.opened().metadata.get(WORDS_KEY))
     table = connected(store)
     asked = {row["chunk_id"]: _own_words(row["text"], words) for row in rows}
     silent = [name for name, query in asked.items() if query.strip() and not _finds(table, name, query)]
@@ -194,7 +194,7 @@ def missed_by_words(store: Store, rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in silent if _finds(afresh, name, asked[name])]
 
 
-def _own_words(text: str, words: Words) -> str:
+def _own_words(text: str, words: FullTextSettings) -> str:
     """Whole words from the start of a passage, folded and as they stand: rows newer than the index are searched as they stand."""
     some = text.split()[:VERIFIED_WORDS]
     return f"{query_form(' '.join(some), accents=words.accents)} {' '.join(some)}"

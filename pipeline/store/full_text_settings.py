@@ -55,7 +55,7 @@ PHRASE = re.compile(r'"([^"]+)"|“([^“”]+)”|„([^„“”]+)[“”]')
 
 
 @dataclass(frozen=True)
-class Words:
+class FullTextSettings:
     """How the full-text index takes a text apart."""
 
     language: str = "English"
@@ -67,10 +67,12 @@ class Words:
         return json.dumps(asdict(self) | {"folding": FOLDING})
 
     @staticmethod
-    def from_json(text: str | None) -> Words:
+    def from_json(text: str | None) -> FullTextSettings:
         """Also of an index made before texts were folded; None: there is no index."""
         known = json.loads(text) if text else {}
-        return Words(**{field.name: known[field.name] for field in dataclasses.fields(Words) if field.name in known})
+        return FullTextSettings(
+            **{field.name: known[field.name] for field in dataclasses.fields(FullTextSettings) if field.name in known}
+        )
 
     @property
     def accents(self) -> bool:
@@ -102,7 +104,7 @@ class WordQuery:
     """A query of words. What stands in quotes must stand so in a passage, accents and punctuation aside."""
 
     text: str
-    words: Words
+    words: FullTextSettings
 
     @cached_property
     def phrases(self) -> list[str]:
@@ -129,7 +131,7 @@ class WordQuery:
         return pa.array([all(pattern.search(text) for pattern in patterns) for text in plain], pa.bool_())
 
 
-def indexed_in_memory(texts: pa.Table, words: Words) -> Any:
+def indexed_in_memory(texts: pa.Table, words: FullTextSettings) -> Any:
     """A lancedb table in memory with a full-text index over folded `text`: some 20 µs and 2 kB a passage."""
     import lancedb
     from lancedb.index import FTS

@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 from latent.schemas import OWN_COLUMNS
 from latent.store.failures import lance_errors
 from latent.store.full_text_index import index_words, missed_by_words
-from latent.store.full_text_settings import Words
+from latent.store.full_text_settings import FullTextSettings
 from latent.store.lease import Lease
 from latent.store.ownership import Store
-from latent.store.reader import INDEXED_FROM, TUNING_KEY, Reading, Tuning, connected, read_tuning
-from latent.store.tuning import Trial, check, draw, tune
+from latent.store.reader import INDEXED_FROM, TUNING_KEY, TableReader, Tuning, connected, read_tuning
+from latent.store.tuning import RecallSample, check, draw, tune
 
 MEASURED_AGAIN = 0.1  # of the rows are new since the last measurement
 TRAINED_AGAIN = 2  # times the rows that the index was trained on
@@ -66,7 +66,7 @@ def indexes(store: Store) -> list[Index]:
     return [Index(i.name, i.index_type, tuple(i.columns), s.num_unindexed_rows, s.num_indices or 1) for i, s in stats if s]
 
 
-def update_indexes(store: Store, lease: Lease, recall: float, words: Words | None) -> Tuning | None:
+def update_indexes(store: Store, lease: Lease, recall: float, words: FullTextSettings | None) -> Tuning | None:
     """Merge small fragments, bring all indexes up to date, and measure where that is due. `words` None: no full-text index.
 
     Costs by what is new, not by the table, but for a measurement, due when a tenth of the rows is new. Returns how vector searches look. Raises TableBusy where the lease is lost meanwhile.
@@ -147,14 +147,14 @@ def _index_vectors(store: Store, recall: float) -> Tuning | None:
             return tuning
     trial = draw(table)
     if present and tuning and count < TRAINED_AGAIN * tuning.trained:
-        reading = Reading(store)
+        reading = TableReader(store)
         held = (tuning.wanted == recall and check(reading, trial, tuning)) or tune(reading, trial, recall)
         if held.nprobes:
             return replace(held, trained=tuning.trained)
     return _trained(store, trial, recall)
 
 
-def _trained(store: Store, trial: Trial, recall: float) -> Tuning:
+def _trained(store: Store, trial: RecallSample, recall: float) -> Tuning:
     """A vector index trained on the table as it is: of the first kind that holds the recall and is faster than exact search; else none."""
     from lancedb.index import IvfRq, IvfSq
 
@@ -163,7 +163,7 @@ def _trained(store: Store, trial: Trial, recall: float) -> Tuning:
         if kind is IvfRq and trial.queries.shape[1] % 8:
             continue  # RaBitQ packs eight dimensions a byte
         table.create_index("vector", config=kind(distance_type="cosine"), replace=True)
-        reading = Reading(store)
+        reading = TableReader(store)
         tuning = tune(reading, trial, recall)
         if tuning.nprobes:
             return tuning

@@ -3,7 +3,7 @@
 Two takers that start from the same version conflict in Lance, on a disk as on S3, so one of them loses. The holder renews it in the
 background. A holder on this machine whose process is gone is succeeded at once. Any other is succeeded when its time has run out by this
 machine's clock and it was then silent for WATCH_S: clocks that differ or jump cost time, never a lease. The lease alone is no fence: a paused holder
-may wake up inside a commit. Who succeeds another therefore fences the main table before anything else (`history.sole_writer`).
+may wake up inside a commit. Who succeeds another therefore fences the main table before anything else (`history.exclusive_writer`).
 
 A holder that gives way, as a backfill does, is asked to: the word WAITING stands beside its lease until it has let go.
 
@@ -58,14 +58,14 @@ def new_run_id() -> str:
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseHolder:
     """A sign of life in the metadata of the table of runs."""
 
     run_id: str
     machine: str
     pid: int
     expires: float  # seconds since 1970, by the holder's clock; another number after each renewal
-    gives_way: bool = False
+    should_yield: bool = False
     since: int = 0  # ns since 1970: files older than that are this one's to do
 
     @property
@@ -80,19 +80,19 @@ class Holder:
         return 0 < self.expires - time.time() <= LEASE_S
 
     @staticmethod
-    def now(run_id: str, *, gives_way: bool = False, since: int = 0) -> Holder:
-        return Holder(run_id, _machine(), os.getpid(), time.time() + LEASE_S, gives_way, since)
+    def now(run_id: str, *, should_yield: bool = False, since: int = 0) -> LeaseHolder:
+        return LeaseHolder(run_id, _machine(), os.getpid(), time.time() + LEASE_S, should_yield, since)
 
 
-def sign_of(table: LanceDataset, key: str) -> Holder | None:
+def sign_of(table: LanceDataset, key: str) -> LeaseHolder | None:
     """The sign of life under a key; None where nobody gave one."""
     text = table.metadata.get(key)
-    return Holder(**json.loads(text)) if text else None
+    return LeaseHolder(**json.loads(text)) if text else None
 
 
-def put(store: Store, table: LanceDataset, words: Mapping[str, Holder | str | None]) -> int:
+def put(store: Store, table: LanceDataset, words: Mapping[str, LeaseHolder | str | None]) -> int:
     """Write these words, and take away those that are None, as the table was opened; returns the version. Raises CommitConflictError where one was written meanwhile."""
-    texts = {key: json.dumps(asdict(word)) if isinstance(word, Holder) else word for key, word in words.items()}
+    texts = {key: json.dumps(asdict(word)) if isinstance(word, LeaseHolder) else word for key, word in words.items()}
     update = LanceOperation.UpdateConfig(table_metadata_updates=LanceOperation.UpdateMap(texts))
     try:
         with lance_errors(f"{store.label}: the lease cannot be written"):
@@ -134,11 +134,11 @@ class Lease:
     either, so that the next to take it knows.
     """
 
-    def __init__(self, store: Store, run_id: str, *, gives_way: bool = False, patient: bool = False) -> None:
+    def __init__(self, store: Store, run_id: str, *, should_yield: bool = False, patient: bool = False) -> None:
         self.run_id = run_id
         self.taken = 0  # the version of the table of runs that made it this one's
         self.unfenced: str | None = None
-        self._store, self._gives_way, self._patient = store, gives_way, patient
+        self._store, self._gives_way, self._patient = store, should_yield, patient
         self._signs = Signs(store)
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -176,7 +176,7 @@ class Lease:
         self._stop.set()
         self._renewer.join()
 
-    def waited_for(self) -> str | None:
+    def pending_waiter(self) -> str | None:
         """The run that wants this lease, if one does."""
         waiting = sign_of(opened_runs(self._store), WAITING)
         return waiting.run_id if waiting is not None and waiting.fresh and not waiting.gone else None
@@ -197,7 +197,7 @@ class Lease:
                 return
 
     def _take(self) -> None:
-        silent: Holder | None = None  # watched, and dead by all signs
+        silent: LeaseHolder | None = None  # watched, and dead by all signs
         for _ in range(4):
             table = opened_runs(self._store)
             holder = sign_of(table, KEY)
@@ -207,7 +207,7 @@ class Lease:
                     self._signs.add(self.taken)
                     self.unfenced = None if holder is None or self._ours(holder) else holder.run_id
                     return
-            elif holder.fresh and holder.gives_way and not self._gives_way:
+            elif holder.fresh and holder.should_yield and not self._gives_way:
                 self._wait_for(holder)
             elif holder.fresh or not self._silent(holder):
                 raise TableBusy(
@@ -218,7 +218,7 @@ class Lease:
                 silent = holder
         raise TableBusy(f"{self._store.label}: several runs are starting at once: wait, and run again")
 
-    def _wait_for(self, holder: Holder) -> None:
+    def _wait_for(self, holder: LeaseHolder) -> None:
         """Ask a holder that gives way to do so. Raises TableBusy where it does not."""
         log.info("%s: run %s is asked to let this one pass", self._store.label, holder.run_id)
         with contextlib.suppress(CommitConflictError):  # another has asked
@@ -233,7 +233,7 @@ class Lease:
             f"{self._store.label} is being written by run {holder.run_id}, which did not give way in {PASS_S:.0f} s: run again"
         )
 
-    def _silent(self, holder: Holder) -> bool:
+    def _silent(self, holder: LeaseHolder) -> bool:
         """Watch a lease that has run out by our clock: whether its holder gives no sign of life."""
         log.warning(
             "run %s on %s seems to have died: watching its lease for %.0f s", holder.run_id, holder.machine.split("/")[0], WATCH_S
@@ -263,10 +263,10 @@ class Lease:
             self._signs.drop_former()
         return True
 
-    def _sign(self) -> Holder:
-        return Holder.now(self.run_id, gives_way=self._gives_way)
+    def _sign(self) -> LeaseHolder:
+        return LeaseHolder.now(self.run_id, should_yield=self._gives_way)
 
-    def _ours(self, holder: Holder | None) -> bool:
+    def _ours(self, holder: LeaseHolder | None) -> bool:
         return holder is not None and holder.run_id == self.run_id
 
 

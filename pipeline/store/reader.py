@@ -23,7 +23,7 @@ from latent.schemas import SCORE
 from latent.store.conditions import Condition, condition
 from latent.store.derived import Codes, read_codes, same_rows
 from latent.store.failures import lance_errors, one_line
-from latent.store.full_text_settings import WORDS_KEY, WordQuery, Words, indexed_in_memory
+from latent.store.full_text_settings import WORDS_KEY, FullTextSettings, WordQuery, indexed_in_memory
 from latent.store.ownership import SPEC_KEY, Store
 from latent.types import Spec
 
@@ -60,7 +60,7 @@ def read_tuning(table: lance.LanceDataset) -> Tuning | None:
     return Tuning(**json.loads(text)) if text else None
 
 
-class Reading:
+class TableReader:
     """One version of the table. Safe to share between threads; what is committed meanwhile, it does not see."""
 
     def __init__(self, store: Store) -> None:
@@ -85,7 +85,7 @@ class Reading:
         return int(self._rows.count_rows())
 
     @functools.cached_property
-    def has_words(self) -> bool:
+    def has_full_text(self) -> bool:
         """Whether there is an index of words."""
         return any(index.index_type == "FTS" for index in self._table.list_indices())
 
@@ -107,53 +107,55 @@ class Reading:
             )
         return codes
 
-    def settled(self, *, full_text: bool) -> bool:
+    def fully_indexed(self, *, full_text: bool) -> bool:
         """Whether all searches are answered, as fast as they will be: maintain has seen to it."""
-        return (self.tuning is not None or self.count < INDEXED_FROM) and (self.has_words or not full_text or not self.count)
+        return (self.tuning is not None or self.count < INDEXED_FROM) and (self.has_full_text or not full_text or not self.count)
 
-    def newest(self) -> Reading:
+    def newest(self) -> TableReader:
         """This one where the table has no newer version, else that of the newest."""
         with lance_errors(f"{self.store.label} cannot be opened"):
             newest = self._rows.latest_version
-        return self if newest == self.version else Reading(self.store)
+        return self if newest == self.version else TableReader(self.store)
 
-    def by_vector(self, vector: np.ndarray, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
+    def search_vector(self, vector: np.ndarray, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
         """The k rows nearest to the vector (dim,), nearest first; the score is the cosine."""
         rows = self._run(self._nearest(vector, k, where, exact=exact).select([*self.columns, "_distance"]), where)
         return rows.append_column(SCORE, pc.subtract(1.0, rows["_distance"].cast(pa.float64())))
 
-    def by_code(self, vector: np.ndarray, k: int, where: Condition | None = None) -> pa.Table:
-        """As `by_vector`, of the rows whose codes are nearest (`latent compress --write`): their order is that of the full vectors."""
+    def search_compressed(self, vector: np.ndarray, k: int, where: Condition | None = None) -> pa.Table:
+        """As `search_vector`, of the rows whose codes are nearest (`latent compress --write`): their order is that of the full vectors."""
         allowed = None
         if where:
             allowed = self._run(self._meeting(where), where)["_rowid"].combine_chunks()
         found = self._codes.nearest(vector, max(RESCORED, RESCORED_OF * k), allowed)
-        rows = self._taken(pa.chunked_array([found]), [*self.columns, "vector"])
+        rows = self._take_rows(pa.chunked_array([found]), [*self.columns, "vector"])
         scores = matrix(rows["vector"].combine_chunks()).astype(np.float64) @ vector
         best = np.argsort(-scores, kind="stable")[:k]
         return rows.drop_columns(["vector"]).take(best).append_column(SCORE, pa.array(scores[best]))
 
-    def by_words(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
+    def search_text(self, words: str, k: int, where: Condition | None = None) -> pa.Table:
         """The k rows that the words of a query fit best; the score is BM25. Rows without any of the words are not among them."""
-        rows = self._fitting(words, k, where, [*self.columns, "_score"])
+        rows = self._text_query(words, k, where, [*self.columns, "_score"])
         return rows.append_column(SCORE, rows["_score"].cast(pa.float64()))
 
-    def by_both(self, vector: np.ndarray, words: str, k: int, where: Condition | None = None, *, exact: bool = False) -> pa.Table:
+    def search_hybrid(
+        self, vector: np.ndarray, words: str, k: int, where: Condition | None = None, *, exact: bool = False
+    ) -> pa.Table:
         """Reciprocal rank fusion of both (Cormack, Clarke & Büttcher 2009): the score is the sum of 1 / (60 + rank) over the two lists."""
         from lancedb.rerankers import RRFReranker
 
         depth = max(k, DEPTH)
         nearest = self._run(self._nearest(vector, depth, where, exact=exact).select(["_distance"]), where)
-        lists = [nearest.select(["_rowid"]), self._fitting(words, depth, where, ["_score"]).select(["_rowid"])]
+        lists = [nearest.select(["_rowid"]), self._text_query(words, depth, where, ["_score"]).select(["_rowid"])]
         fused = RRFReranker().rerank_hybrid(words, *lists)[:k]
-        rows = self._taken(fused["_rowid"], self.columns)
+        rows = self._take_rows(fused["_rowid"], self.columns)
         return rows.append_column(SCORE, fused["_relevance_score"].cast(pa.float64()))
 
     def vectors_of(self, rows: pa.Table) -> np.ndarray:
         """The vectors (n, dim) of rows of an answer."""
-        return matrix(self._taken(rows["_rowid"], ["vector"])["vector"].combine_chunks())
+        return matrix(self._take_rows(rows["_rowid"], ["vector"])["vector"].combine_chunks())
 
-    def around(self, places: Mapping[str, Collection[int]]) -> pa.Table:
+    def neighboring_chunks(self, places: Mapping[str, Collection[int]]) -> pa.Table:
         """Passages of documents at these places, where there are such: doc_id, chunk_index, text, char_start, char_end, in order."""
         at = sorted({place for some in places.values() for place in some})
         columns = ["doc_id", "chunk_index", "text", "char_start", "char_end"]
@@ -193,7 +195,7 @@ class Reading:
             return query.bypass_vector_index()
         return query.nprobes(math.ceil(self.tuning.nprobes / share)).refine_factor(self.tuning.refine_factor)
 
-    def _fitting(self, words: str, k: int, where: Condition | None, columns: list[str]) -> pa.Table:
+    def _text_query(self, words: str, k: int, where: Condition | None, columns: list[str]) -> pa.Table:
         """The rows that words fit best, and hold the phrases among them."""
         query = WordQuery(words, self._words)
         if not query.phrases:
@@ -213,7 +215,7 @@ class Reading:
         self, query: WordQuery, k: int, where: Condition | None, columns: list[str], *, all_words: bool = True
     ) -> pa.Table:
         """The rows that words fit best. Those that are newer than the index are searched one by one, and left out where they are too many for that."""
-        if not self.has_words and self.count:
+        if not self.has_full_text and self.count:
             return self._matching_in_memory(query, k, where, columns, all_words=all_words)
         newer = self._newer_than_words
         found = (
@@ -241,7 +243,7 @@ class Reading:
         if where:
             ids = self._run(self._meeting(where), where)["_rowid"].combine_chunks()
             hits = hits.filter(pc.is_in(hits["row_id"], value_set=ids))[:k]
-        rows = self._taken(hits["row_id"], [name for name in columns if name != "_score"])
+        rows = self._take_rows(hits["row_id"], [name for name in columns if name != "_score"])
         return rows.append_column("_score", hits["_score"])
 
     @functools.cached_property
@@ -250,14 +252,14 @@ class Reading:
         return indexed_in_memory(self._run(texts, None).rename_columns({"_rowid": "row_id"}), self._words)
 
     @property
-    def _words(self) -> Words:
-        return Words.from_json(self._rows.metadata.get(WORDS_KEY))
+    def _words(self) -> FullTextSettings:
+        return FullTextSettings.from_json(self._rows.metadata.get(WORDS_KEY))
 
     def _meeting(self, where: Condition) -> Any:
         """The query for the ids of all rows that meet a filter."""
         return self._table.search().where(self._plan(where)[0]).with_row_id(True).select(["_rowid"]).limit(self.count or 1)
 
-    def _taken(self, row_ids: pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
+    def _take_rows(self, row_ids: pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
         """These rows, in this order."""
         with lance_errors(f"{self.store.label} cannot be read"):
             rows = self._table.take_row_ids(row_ids.to_pylist()).with_row_id().select([*columns]).to_arrow()

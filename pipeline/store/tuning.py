@@ -14,7 +14,7 @@ import lance
 import numpy as np
 
 from latent.schemas import SCORE
-from latent.store.reader import Reading, Tuning, matrix
+from latent.store.reader import TableReader, Tuning, matrix
 
 QUERIES = 200
 FIRST = 50  # after so many it shows where an effort is hopeless
@@ -28,7 +28,7 @@ SIXTEENTH = "chunk_hash < '1'"  # a filter that one row in sixteen meets, whatev
 
 
 @dataclass(frozen=True)
-class Trial:
+class RecallSample:
     """Queries drawn from the table, and the cosine of the tenth neighbour of each, itself not counted."""
 
     queries: np.ndarray  # (QUERIES, dim) float32
@@ -36,7 +36,7 @@ class Trial:
     tenth_of_sixteenth: np.ndarray  # (QUERIES,) among the rows that meet SIXTEENTH
 
 
-def draw(table: lance.LanceDataset) -> Trial:
+def draw(table: lance.LanceDataset) -> RecallSample:
     """Draw queries and find their neighbours exactly, in one pass over the vectors."""
     count = table.count_rows()
     rows = np.sort(np.random.default_rng(SEED).choice(count, min(QUERIES, count), replace=False))
@@ -46,10 +46,10 @@ def draw(table: lance.LanceDataset) -> Trial:
         cosines = queries @ matrix(batch["vector"]).T
         meets = np.array([known < "1" for known in batch["chunk_hash"].to_pylist()], bool)
         everywhere, within = _greatest(everywhere, cosines), _greatest(within, cosines[:, meets])
-    return Trial(queries, everywhere[:, 0], within[:, 0])
+    return RecallSample(queries, everywhere[:, 0], within[:, 0])
 
 
-def tune(reading: Reading, trial: Trial, wanted: float) -> Tuning:
+def tune(reading: TableReader, trial: RecallSample, wanted: float) -> Tuning:
     """The fastest way of looking that holds the recall; exact where that is as fast, or where none holds it."""
     exact = Tuning(wanted, 0, 0, 1.0, 1.0, 0.0, 0.0, reading.count, reading.version, reading.count)
     ms, _ = _measured(reading, exact, trial.queries[:FIRST], trial.tenth)
@@ -65,12 +65,12 @@ def tune(reading: Reading, trial: Trial, wanted: float) -> Tuning:
     return best
 
 
-def check(reading: Reading, trial: Trial, tuning: Tuning) -> Tuning | None:
+def check(reading: TableReader, trial: RecallSample, tuning: Tuning) -> Tuning | None:
     """The tuning measured again; None where it no longer holds the recall."""
     return _holding(reading, replace(tuning, rows=reading.count, version=reading.version), trial) if tuning.nprobes else None
 
 
-def _holding(reading: Reading, effort: Tuning, trial: Trial) -> Tuning | None:
+def _holding(reading: TableReader, effort: Tuning, trial: RecallSample) -> Tuning | None:
     """The effort with what was measured of it; None where it does not hold the recall."""
     for queries in (slice(FIRST), slice(None)):
         ms, shares = _measured(reading, effort, trial.queries[queries], trial.tenth[queries])
@@ -84,14 +84,14 @@ def _holding(reading: Reading, effort: Tuning, trial: Trial) -> Tuning | None:
 
 
 def _measured(
-    reading: Reading, effort: Tuning, queries: np.ndarray, tenth: np.ndarray, where: str | None = None
+    reading: TableReader, effort: Tuning, queries: np.ndarray, tenth: np.ndarray, where: str | None = None
 ) -> tuple[float, np.ndarray]:
     """Milliseconds a search, the median, and for each query the share of its ten nearest that is found."""
     reading.tuning = effort
     seconds, shares = [], []
     for query, limit in zip(queries, tenth, strict=False):
         started = time.perf_counter()
-        found = reading.by_vector(query, NEIGHBOURS + 1, where)
+        found = reading.search_vector(query, NEIGHBOURS + 1, where)
         seconds.append(time.perf_counter() - started)
         near = sum(score >= limit - SAME for score in found[SCORE].to_pylist())
         shares.append(min(max(near - 1, 0) / NEIGHBOURS, 1.0))

@@ -24,8 +24,8 @@ from latent.errors import StoreError
 from latent.store.commits import ATTEMPTS, CHANGES_ROWS, MESSAGE, PAUSE_S, make_version, written
 from latent.store.dataset import (
     FORMER_KEY,
-    QUERIES_KEY,
-    Asking,
+    QUERY_SETTINGS_KEY,
+    QuerySettings,
     canary_of,
     create_runs,
     drop_versions,
@@ -72,7 +72,7 @@ class Version:
 
 
 @contextlib.contextmanager
-def sole_writer(store: Store, run_id: str, *, gives_way: bool = False, version: int | None = None) -> Iterator[Lease]:
+def exclusive_writer(store: Store, run_id: str, *, should_yield: bool = False, version: int | None = None) -> Iterator[Lease]:
     """The lease, and nobody else able to commit. Raises TableBusy where another run holds it; one that gives way is asked to.
 
     Raises ForeignTable, before anything is written, where the table or one beside it is not latent's own. `version`: the one to go back to, which
@@ -82,7 +82,7 @@ def sole_writer(store: Store, run_id: str, *, gives_way: bool = False, version: 
     to an object store. So a version that changes nothing is made as a fence: Lance refuses every change of rows that began on a version before it.
     """
     create_runs(store, version)
-    with Lease(store, run_id, gives_way=gives_way) as lease:
+    with Lease(store, run_id, should_yield=should_yield) as lease:
         runs = read_runs(store).to_pylist()
         last = next((row for row in runs if row["table_version"] is not None), None)  # that could write
         doubtful = lease.unfenced or (last["run_id"] if last and last["status"] not in ENDED_WELL else None)
@@ -123,11 +123,11 @@ def restore(store: Store, lease: Lease, version: int, message: str) -> int:
     if past is None:
         raise StoreError(f"{store.label} has no version {version}: 'latent status' lists those that are kept")
     table = store.opened(any_maker=True)
-    operation, properties = _way_back(store, table, past), _properties(store, lease, past, message)
+    operation, properties = _restore_operation(store, table, past), _properties(store, lease, past, message)
     return _made(store, lease, table, operation, properties)
 
 
-def switch(store: Store, lease: Lease, successor: Store, asking: Asking, message: str) -> int:
+def replace_table(store: Store, lease: Lease, successor: Store, query_settings: QuerySettings, message: str) -> int:
     """Make the table what another one is, spec, file states and quarantine included, in one version; returns it. Rows are copied.
 
     What it was stays as a version to go back to. Raises StoreError, TableBusy where the lease is lost; nothing is changed then.
@@ -137,7 +137,7 @@ def switch(store: Store, lease: Lease, successor: Store, asking: Asking, message
     told = {
         TABLE_KEY: table.schema.metadata[TABLE_KEY],
         FORMER_KEY: json.dumps([asdict(spec) for spec in former]).encode(),
-        QUERIES_KEY: asking.to_json().encode(),
+        QUERY_SETTINGS_KEY: query_settings.to_json().encode(),
     }
     schema = new.schema.with_metadata(new.schema.metadata | told)
     count = new.count_rows()
@@ -151,7 +151,7 @@ def switch(store: Store, lease: Lease, successor: Store, asking: Asking, message
     return _made(store, lease, table, operation, properties)
 
 
-def drop(store: Store, lease: Lease) -> None:
+def drop_all(store: Store, lease: Lease) -> None:
     """Remove the table that a migration made, and those beside it, files and all, whatever an earlier removal left of them. The lease is that table's.
 
     Raises ForeignTable where one of them is not the migration's; nothing is removed then. The table of runs goes last: its mark vouches for what is left.
@@ -190,7 +190,7 @@ def foreign_changes(store: Store) -> list[Version]:
     return [v for v in versions(store, LOOKED_BACK) if v.what.endswith(FOREIGN)]
 
 
-def leftovers(store: Store) -> frozenset[str]:
+def orphaned_files(store: Store) -> frozenset[str]:
     """Files of rows that no version names: what runs wrote and never committed."""
     table = store.opened()
     with lance_errors(f"{store.label}: its files cannot be listed"):
@@ -201,7 +201,7 @@ def leftovers(store: Store) -> frozenset[str]:
     return frozenset(f.path.rpartition(below)[2] for f in found.candidate_files if f.unverified and f.kind in {"data", "deletion"})
 
 
-def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, int]:
+def vacuum(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, int]:
     """Drop what is kept no longer: versions of all tables past KEEP, and these files, unless a version names them by now.
 
     The orphans were listed under this lease, behind its fence. So no run writes or commits them any more, however long this one was paused meanwhile.
@@ -223,7 +223,7 @@ def clean_up(store: Store, lease: Lease, orphans: frozenset[str]) -> tuple[int, 
                 dropped += drop_versions(beside, [v for v in _expired(beside, keep) if v < kept_from])
         dropped += sum(drop_versions(beside, _expired(beside)) for beside in derived)
         files = LanceFileSession(store.path(), storage_options=store.options)
-        gone = orphans & leftovers(store)
+        gone = orphans & orphaned_files(store)
         for path in sorted(gone):
             files.delete_file(path)
     return dropped, len(gone)
@@ -236,7 +236,7 @@ def _properties(store: Store, lease: Lease, at: LanceDataset, message: str) -> d
     return naming(names) | {"latent.run": lease.run_id, "latent.rows": str(at.count_rows()), MESSAGE: message}
 
 
-def _way_back(store: Store, table: LanceDataset, past: LanceDataset) -> LanceOperation.BaseOperation:
+def _restore_operation(store: Store, table: LanceDataset, past: LanceDataset) -> LanceOperation.BaseOperation:
     """Fragments that are other ones now go, and what they were comes back, written anew: a change of rows like any other, so that a fence stops it.
 
     Where the table had another spec then, all of its rows are written anew.

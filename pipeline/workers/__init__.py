@@ -7,7 +7,7 @@ kills a worker alone is halved until the guilty document stands by itself.
 `engine` is the room's door; `claims` is the book of who encodes what.
 """
 
-from latent.workers.dedup import Claims
-from latent.workers.pool import Casualty, Crew, Engine, Finished, MakeWorker, Works
+from latent.workers.dedup import ChunkRegistry
+from latent.workers.pool import CompletedShard, FailedDocument, ShardWorker, WorkerFactory, WorkerPool, WorkerPoolSpec
 
-__all__ = ["Casualty", "Claims", "Crew", "Engine", "Finished", "MakeWorker", "Works"]
+__all__ = ["ChunkRegistry", "CompletedShard", "FailedDocument", "ShardWorker", "WorkerFactory", "WorkerPool", "WorkerPoolSpec"]

@@ -1,4 +1,4 @@
-"""Claims: who encodes which chunk, so that equal chunks of a run are encoded once, whichever shards they are in."""
+"""Registry of chunks in flight: who encodes which chunk, so that equal chunks of a run are encoded once, whichever shards they are in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 CLAIMS = "claims"  # the actor's name, within this run's own namespace
 
 
-class Claims(Protocol):
+class ChunkRegistry(Protocol):
     """Who encodes which chunk, so that equal chunks of a run are encoded once, whichever shards they are in."""
 
     def claim(self, shard: str, hashes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -20,12 +20,12 @@ class Claims(Protocol):
     def publish(self, vectors: Mapping[str, np.ndarray]) -> None:
         """Give the vectors of claimed hashes to whoever waits for them."""
 
-    def collect(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+    def wait_for(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
         """Wait for vectors that others have claimed. Those whose claim was given up are left out."""
 
 
-class RemoteClaims:
-    """`Claims` as a worker calls it. Found by name: a handle in a constructor's arguments would not outlive a restart (ray#53727)."""
+class ChunkRegistryClient:
+    """`ChunkRegistry` as a worker calls it. Found by name: a handle in a constructor's arguments would not outlive a restart (ray#53727)."""
 
     def __init__(self) -> None:
         import ray
@@ -42,10 +42,10 @@ class RemoteClaims:
         if vectors:
             self._actor.publish.remote(list(vectors), np.stack(list(vectors.values())))
 
-    def collect(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+    def wait_for(self, hashes: Sequence[str]) -> dict[str, np.ndarray]:
         import ray
 
-        return dict(ray.get(self._actor.collect.remote(list(hashes)))) if hashes else {}
+        return dict(ray.get(self._actor.wait_for.remote(list(hashes)))) if hashes else {}
 
 
 class _Committed:
@@ -72,7 +72,7 @@ def _short(hashes: Sequence[str]) -> np.ndarray:
     return np.fromiter(map(hash, hashes), np.int64, len(hashes))
 
 
-class Book:
+class ChunkRegistryActor:
     """The book of claims: an entry a chunk from claim to commit, its vector from publication on."""
 
     def __init__(self) -> None:
@@ -95,18 +95,18 @@ class Book:
             if (entry := self._vectors.get(h)) is not None and not entry.done():
                 entry.set_result(vector)
 
-    async def collect(self, hashes: list[str]) -> dict[str, np.ndarray]:
+    async def wait_for(self, hashes: list[str]) -> dict[str, np.ndarray]:
         entries = {h: self._vectors[h] for h in hashes if h in self._vectors}
         vectors = dict(zip(entries, await asyncio.gather(*entries.values()), strict=True))
         return {h: vector for h, vector in vectors.items() if vector is not None}
 
-    async def settle(self, shard: str) -> None:
+    async def mark_committed(self, shard: str) -> None:
         if own := self._of_shard.pop(shard, []):
             self._committed.add(own)
         for h in own:
             self._vectors.pop(h, None)
 
-    async def give_up(self, shard: str) -> None:
+    async def release(self, shard: str) -> None:
         """Whoever waits is let go, and may claim for itself."""
         for h in self._of_shard.pop(shard, []):
             entry = self._vectors.pop(h, None)

@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 from latent import interruption
 from latent.errors import EngineError, Failure, PipelineError, one_line, shortened
 from latent.types import Receipt, Shard
-from latent.workers.dedup import CLAIMS, Book, Claims, RemoteClaims
+from latent.workers.dedup import CLAIMS, ChunkRegistry, ChunkRegistryActor, ChunkRegistryClient
 from latent.workers.ray_output import send_to_log
 
 log = logging.getLogger("latent")
@@ -49,21 +49,21 @@ OBJECT_STORE_BYTES = (
 )  # descriptors, receipts and vectors in passing; rows never go through it. Ray takes no less than 75 MB
 
 
-class Works(Protocol):
+class ShardWorker(Protocol):
     def embed(self, shard: Shard) -> Receipt:
         """Do a shard. Raises EngineError where its process can do no more: another takes its place."""
 
 
-MakeWorker = Callable[[Claims], Works]
+WorkerFactory = Callable[[ChunkRegistry], ShardWorker]
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPoolSpec:
     """How many workers, and what each gets."""
 
     address: str = "local"
-    least: int = 1
-    most: int | None = None  # None: as many as the machine or cluster holds
+    min_workers: int = 1
+    max_workers: int | None = None  # None: as many as the machine or cluster holds
     cpus: int = 1
     gpus: float = 0
 
@@ -71,7 +71,7 @@ class Crew:
     def expected(self) -> int:
         """Workers, as far as that can be told before Ray is asked: for how many to plan."""
         here = (os.cpu_count() or 1) // self.cpus if self.address == "local" else CLUSTER_WORKERS
-        return max(self.least, self.most or here)
+        return max(self.min_workers, self.max_workers or here)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,11 +81,11 @@ class Crew:
     def count(self, cpus: float, gpus: float, shards: int) -> int:
         """Workers for so many shards where Ray has these cores and GPUs."""
         room = gpus / self.gpus if self.gpus else cpus / self.cpus
-        return max(self.least, min(self.most or max(int(room), 1), shards))
+        return max(self.min_workers, min(self.max_workers or max(int(room), 1), shards))
 
 
 @dataclass(frozen=True)
-class Finished:
+class CompletedShard:
     """A shard, and what its worker says."""
 
     shard: Shard
@@ -93,7 +93,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Casualty:
+class FailedDocument:
     """A document that no worker survives, or that makes the worker's code fail."""
 
     shard: Shard
@@ -102,51 +102,53 @@ class Casualty:
 
 
 @dataclass
-class _Seat:
+class _WorkerSlot:
     """A worker and what it has in hand."""
 
     actor: Any
     ready: bool = False
-    alone: bool = False
+    isolated: bool = False
     in_hand: set[Any] = field(default_factory=set)
 
     def takes(self, *, suspect: bool) -> bool:
-        return self.ready and not self.alone and len(self.in_hand) < (1 if suspect else WINDOW)
+        return self.ready and not self.isolated and len(self.in_hand) < (1 if suspect else WINDOW)
 
 
 @dataclass
-class _Todo:
+class _ShardQueue:
     """The shards that are not done."""
 
     queue: deque[Shard]
-    suspects: deque[Shard] = field(default_factory=deque)  # a worker died with them in hand
-    in_flight: dict[Any, tuple[_Seat, Shard]] = field(default_factory=dict)
-    deaths: int = 0  # of workers, in a row
-    troubles: int = 0  # with the store, in a row
+    suspect_shards: deque[Shard] = field(default_factory=deque)  # a worker died with them in hand
+    in_flight: dict[Any, tuple[_WorkerSlot, Shard]] = field(default_factory=dict)
+    consecutive_deaths: int = 0  # of workers, in a row
+    consecutive_errors: int = 0  # with the store, in a row
 
     @property
     def waiting(self) -> int:
-        return len(self.queue) + len(self.suspects)
+        return len(self.queue) + len(self.suspect_shards)
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.in_flight)
 
 
-class Engine:
+class WorkerPool:
     """Workers for the length of a `with` block."""
 
-    def __init__(self, crew: Crew, make_worker: MakeWorker, shards: int, deaths_in_a_row: int = DEATHS_IN_A_ROW) -> None:
+    def __init__(
+        self, pool_spec: WorkerPoolSpec, worker_factory: WorkerFactory, shards: int, deaths_in_a_row: int = DEATHS_IN_A_ROW
+    ) -> None:
         """`shards`: how many there will be, since no more workers are started than that."""
-        self._crew, self._make, self._shards, self._patience = crew, make_worker, shards, deaths_in_a_row
-        self._seats: list[_Seat] = []
-        self._starting: dict[Any, _Seat] = {}
+        self._crew, self._make, self._shards, self._patience = pool_spec, worker_factory, shards, deaths_in_a_row
+        self._slots: list[_WorkerSlot] = []
+        self._starting: dict[Any, _WorkerSlot] = {}
         self._claims: Any = None
         self._grown = self._heard = self._ends = math.inf  # by the monotonic clock
         self.hold = False  # no shard is handed out for now
 
     @property
     def workers(self) -> int:
-        return len(self._seats)
+        return len(self._slots)
 
     def stop(self) -> None:
         """Hand out no more. What is in hand may still finish, for LAST_SHARDS_S."""
@@ -172,7 +174,7 @@ class Engine:
                 interruption.raise_if_received()
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise EngineError(f"Ray at {self._crew.address!r} does not start: {reason}: check [ray] address") from error
-            self._hire()
+            self._start_workers()
             undone.pop_all()
         return self
 
@@ -185,104 +187,104 @@ class Engine:
 
         with interruption.deferred():
             if ray.is_initialized():
-                for actor in (*(seat.actor for seat in self._seats), *([self._claims] if self._claims is not None else [])):
+                for actor in (*(slot.actor for slot in self._slots), *([self._claims] if self._claims is not None else [])):
                     ray.kill(actor)
             _shut_down_ray()
 
-    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty | None]:
+    def work(self, shards: Iterable[Shard]) -> Iterator[CompletedShard | FailedDocument | None]:
         """Receipts as they come, in no order; None after a second without any. Unless stopped, every document ends in a receipt or as a casualty.
 
         Shards of nodes that leave are done by others; nodes that join a cluster get workers. A PipelineError from a worker speaks of the model, the
         table or the source, not of a document: it ends the work, unless it may pass and not all that is in hand meets one.
         """
         try:
-            yield from self._work(_Todo(deque(shards)))
+            yield from self._work(_ShardQueue(deque(shards)))
         except SystemError as error:  # what a signal raises while Ray waits comes out of it as the cause of such
             if error.__cause__ is None or isinstance(error.__cause__, Exception):
                 raise
             raise error.__cause__ from None
 
-    def _work(self, todo: _Todo) -> Iterator[Finished | Casualty | None]:
+    def _work(self, todo: _ShardQueue) -> Iterator[CompletedShard | FailedDocument | None]:
         last_ready = time.monotonic()
         while todo:
             interruption.raise_if_received()
             if self._ends < math.inf and (not todo.in_flight or time.monotonic() > self._ends):
                 return
-            self._grow(todo.waiting)
-            self._hand_out(todo)
+            self._scale_up(todo.waiting)
+            self._dispatch(todo)
             done = _done([*todo.in_flight, *self._starting])
             if not done:
                 yield None
             for ref in done:
                 if ref in self._starting:
-                    self._admit(ref)
+                    self._mark_ready(ref)
                 else:
-                    yield from self._hear(ref, todo, done)
+                    yield from self._handle_result(ref, todo, done)
             last_ready = self._ready(last_ready)
 
-    def _hear(self, ref: Any, todo: _Todo, done: Sequence[Any]) -> Iterator[Finished | Casualty]:
+    def _handle_result(self, ref: Any, todo: _ShardQueue, done: Sequence[Any]) -> Iterator[CompletedShard | FailedDocument]:
         """What became of a shard in hand, and what is to become of it. `done`: all that is to be heard now."""
-        seat, shard = todo.in_flight.pop(ref)
-        alone, seat.alone = seat.alone, False
-        seat.in_hand.discard(ref)
+        slot, shard = todo.in_flight.pop(ref)
+        isolated, slot.isolated = slot.isolated, False
+        slot.in_hand.discard(ref)
         outcome = _outcome(ref)
         if isinstance(outcome, Receipt):
-            todo.deaths = todo.troubles = 0
-            yield Finished(shard, outcome)
+            todo.consecutive_deaths = todo.consecutive_errors = 0
+            yield CompletedShard(shard, outcome)
         elif isinstance(outcome, PipelineError):
-            todo.troubles += 1
-            if not outcome.transient or todo.troubles > WINDOW * len(self._seats):
+            todo.consecutive_errors += 1
+            if not outcome.transient or todo.consecutive_errors > WINDOW * len(self._slots):
                 raise outcome
             log.warning("shard %s is tried again: %s", shard.name[:8], outcome)
-            self._claims.give_up.remote(shard.name)
-            (todo.suspects if alone else todo.queue).append(shard)
+            self._claims.release.remote(shard.name)
+            (todo.suspect_shards if isolated else todo.queue).append(shard)
         else:
             died = outcome.traceback is None
-            todo.deaths += died
-            self._lose(seat, shard, outcome, todo.deaths)
+            todo.consecutive_deaths += died
+            self._handle_failure(slot, shard, outcome, todo.consecutive_deaths)
             if died:
-                todo.suspects.extend(self._abandon(seat, todo.in_flight, done))
-            if died and not alone:
-                todo.suspects.append(shard)
+                todo.suspect_shards.extend(self._requeue_window(slot, todo.in_flight, done))
+            if died and not isolated:
+                todo.suspect_shards.append(shard)
             elif len(shard) > 1:
-                todo.suspects.extend(shard.split())
+                todo.suspect_shards.extend(shard.split())
             else:
-                yield Casualty(shard, outcome.reason, outcome.traceback)
+                yield FailedDocument(shard, outcome.reason, outcome.traceback)
 
-    def settle(self, shards: Sequence[str]) -> None:
+    def mark_committed(self, shards: Sequence[str]) -> None:
         """These shards are committed: their vectors are in the table, nobody needs to wait for them."""
         for shard in shards:
-            self._claims.settle.remote(shard)
+            self._claims.mark_committed.remote(shard)
 
     def _connect(self) -> None:
         """Start Ray on this machine, or join the cluster."""
         import ray
 
         send_to_log()
-        crew = self._crew
-        if crew.address != "local":
-            host, _, port = crew.address.rpartition(":")
+        pool_spec = self._crew
+        if pool_spec.address != "local":
+            host, _, port = pool_spec.address.rpartition(":")
             if host and port.isascii() and port.isdigit():  # Ray itself tries for five minutes before it says that nobody is there
                 socket.create_connection((host, int(port)), CONNECT_S).close()
             with tempfile.TemporaryDirectory() as folder:  # in a checkout the package's folder has another name
                 modules = {"py_modules": [_copy_of_package(folder)]}  # the nodes run the driver's code, whatever is installed there
-                ray.init(address=crew.address, runtime_env=modules, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address=pool_spec.address, runtime_env=modules, log_to_driver=False, logging_level=logging.ERROR)
             return
         # A signal meanwhile would leave processes of Ray behind that nobody knows of yet.
         with (
             interruption.deferred(),
-            _environment(crew.environment),
+            _environment(pool_spec.environment),
         ):  # the processes that Ray makes ahead have it too, so workers need not wait for others
             ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, crew.cpus * crew.least),
+                num_cpus=max(os.cpu_count() or 1, pool_spec.cpus * pool_spec.min_workers),
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
 
-    def _hire(self) -> None:
+    def _start_workers(self) -> None:
         """The first workers, as many as there is room for."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -290,12 +292,14 @@ class Engine:
         # On the driver's own node, since all work hangs on it: Ray puts an actor without cores on any. An empty book does no harm, equal chunks
         # may be encoded twice.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        book = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=here)
+        book = ray.remote(ChunkRegistryActor).options(
+            name=CLAIMS, num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=here
+        )
         self._claims = book.remote()
         self._grown = self._heard = time.monotonic()
-        self._seat(self._room(ray.cluster_resources(), self._shards))
+        self._add_workers(self._capacity(ray.cluster_resources(), self._shards))
 
-    def _room(self, resources: Mapping[str, float], shards: int) -> int:
+    def _capacity(self, resources: Mapping[str, float], shards: int) -> int:
         """Workers for so many shards on the nodes that there are now."""
         return self._crew.count(resources.get("CPU", 1), resources.get("GPU", 0), shards)
 
@@ -323,40 +327,40 @@ class Engine:
                 total.update(node.resources_total)
         return total
 
-    def _grow(self, waiting: int) -> None:
+    def _scale_up(self, waiting: int) -> None:
         """More workers where nodes have joined the cluster and shards wait for them. The actors of nodes that left come back by themselves."""
         if self._crew.address == "local" or time.monotonic() - self._grown < GROW_S:
             return
         self._grown = time.monotonic()
         resources = self._resources()
-        more = min(self._room(resources, len(self._seats) + waiting) - len(self._seats), waiting) if resources else 0
+        more = min(self._capacity(resources, len(self._slots) + waiting) - len(self._slots), waiting) if resources else 0
         if more > 0:
             log.info("%d more workers: the cluster has grown", more)
-            self._seat(more)
+            self._add_workers(more)
 
-    def _seat(self, count: int) -> None:
+    def _add_workers(self, count: int) -> None:
         """So many workers more. They count once their process answers."""
         import ray
 
-        crew = self._crew
-        elsewhere = {} if crew.address == "local" else {"runtime_env": {"env_vars": crew.environment}}
+        pool_spec = self._crew
+        elsewhere = {} if pool_spec.address == "local" else {"runtime_env": {"env_vars": pool_spec.environment}}
         actor = ray.remote(_Actor).options(
-            num_cpus=crew.cpus,
-            num_gpus=crew.gpus,
+            num_cpus=pool_spec.cpus,
+            num_gpus=pool_spec.gpus,
             max_restarts=-1,
             max_task_retries=FAILED_STARTS,  # of `start`, which so waits for a new process, and for room for it; never of `embed`
             max_concurrency=WINDOW,
             **elsewhere,
         )
-        seats = [_Seat(actor.remote(self._make)) for _ in range(count)]
-        self._seats += seats
-        self._starting |= {seat.actor.start.remote(): seat for seat in seats}
+        seats = [_WorkerSlot(actor.remote(self._make)) for _ in range(count)]
+        self._slots += seats
+        self._starting |= {slot.actor.start.remote(): slot for slot in seats}
 
     def _ready(self, last: float) -> float:
         """When a worker was last ready. Raises EngineError where that is too long ago."""
         import ray
 
-        if any(seat.ready for seat in self._seats):
+        if any(slot.ready for slot in self._slots):
             return time.monotonic()
         if time.monotonic() - last > START_S:
             raise EngineError(
@@ -364,58 +368,60 @@ class Engine:
             )
         return last
 
-    def _lose(self, seat: _Seat, shard: Shard, failure: Failure, deaths: int) -> None:
+    def _handle_failure(self, slot: _WorkerSlot, shard: Shard, failure: Failure, consecutive_deaths: int) -> None:
         """Let go of what a failed shard had claimed, and replace a dead worker. Raises EngineError where too many die in a row."""
-        self._claims.give_up.remote(shard.name)
+        self._claims.release.remote(shard.name)
         if failure.traceback is not None:
             return
         log.warning("shard %s: %s", shard.name[:8], failure.reason)
-        if deaths > self._patience + WINDOW * len(self._seats):  # a lost node fails the windows of all its workers
+        if consecutive_deaths > self._patience + WINDOW * len(self._slots):  # a lost node fails the windows of all its workers
             raise EngineError(
-                f"workers died {deaths} times in a row ({failure.reason}): look at memory and at Ray's logs, then run again"
+                f"workers died {consecutive_deaths} times in a row ({failure.reason}): look at memory and at Ray's logs, then run again"
             )
-        self._revive(seat)
+        self._restart(slot)
 
-    def _abandon(self, seat: _Seat, in_flight: dict[Any, tuple[_Seat, Shard]], heard: Sequence[Any]) -> Iterator[Shard]:
+    def _requeue_window(
+        self, slot: _WorkerSlot, in_flight: dict[Any, tuple[_WorkerSlot, Shard]], heard: Sequence[Any]
+    ) -> Iterator[Shard]:
         """The other shards of a dead worker's window. A call sent after its death would wait for the new process, and that for a node with room."""
-        for ref in seat.in_hand.difference(heard):
-            seat.in_hand.remove(ref)
+        for ref in slot.in_hand.difference(heard):
+            slot.in_hand.remove(ref)
             _, shard = in_flight.pop(ref)
             log.warning("shard %s: in the hands of the same worker", shard.name[:8])
-            self._claims.give_up.remote(shard.name)
+            self._claims.release.remote(shard.name)
             yield shard
 
-    def _revive(self, seat: _Seat) -> None:
+    def _restart(self, slot: _WorkerSlot) -> None:
         """Give the worker nothing until its new process answers: a call sent meanwhile fails too, and its documents would be blamed."""
-        if seat.ready:
-            seat.ready = False
-            self._starting[seat.actor.start.remote()] = seat
+        if slot.ready:
+            slot.ready = False
+            self._starting[slot.actor.start.remote()] = slot
 
-    def _admit(self, ref: Any) -> None:
+    def _mark_ready(self, ref: Any) -> None:
         """A worker is ready, or says why it cannot be."""
         import ray
 
-        seat = self._starting.pop(ref)
+        slot = self._starting.pop(ref)
         try:
             ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            raise _ours(error) from None
+            raise _unwrap_error(error) from None
         except ray.exceptions.RayError as error:
             raise EngineError(f"a worker does not start: {str(error).splitlines()[0]}: look at memory and at Ray's logs") from None
-        seat.ready = True
+        slot.ready = True
 
-    def _hand_out(self, todo: _Todo) -> None:
+    def _dispatch(self, todo: _ShardQueue) -> None:
         """Fill the windows: suspects first, each to a worker that has nothing else in hand."""
         if self.hold or self._ends < math.inf:
             return
-        for waiting, suspect in ((todo.suspects, True), (todo.queue, False)):
-            for seat in sorted(self._seats, key=lambda s: len(s.in_hand)):
-                while waiting and seat.takes(suspect=suspect) and not (suspect and seat.in_hand):
+        for waiting, suspect in ((todo.suspect_shards, True), (todo.queue, False)):
+            for slot in sorted(self._slots, key=lambda s: len(s.in_hand)):
+                while waiting and slot.takes(suspect=suspect) and not (suspect and slot.in_hand):
                     shard = waiting.popleft()
-                    ref = seat.actor.embed.options(max_task_retries=0).remote(shard)
-                    seat.in_hand.add(ref)
-                    seat.alone = suspect
-                    todo.in_flight[ref] = (seat, shard)
+                    ref = slot.actor.embed.options(max_task_retries=0).remote(shard)
+                    slot.in_hand.add(ref)
+                    slot.isolated = suspect
+                    todo.in_flight[ref] = (slot, shard)
 
 
 @contextlib.contextmanager
@@ -501,7 +507,7 @@ def _outcome(ref: Any) -> Receipt | Failure | PipelineError:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ray.exceptions.RayError):  # of a call to the claims: no document is to blame
             return Failure(f"encoding failed: the worker lost touch with the run ({type(error.cause).__name__})")
-        ours = _ours(error)
+        ours = _unwrap_error(error)
         if not isinstance(ours, EngineError):
             return ours
         reason = one_line(f"encoding failed: {type(error.cause).__name__}: {error.cause}")
@@ -511,7 +517,7 @@ def _outcome(ref: Any) -> Receipt | Failure | PipelineError:
     return receipt
 
 
-def _ours(error: Any) -> PipelineError:
+def _unwrap_error(error: Any) -> PipelineError:
     """The PipelineError a worker raised, out of Ray's wrapping; EngineError for any other."""
     cause = error.cause
     if isinstance(cause, PipelineError):
@@ -525,15 +531,15 @@ def _ours(error: Any) -> PipelineError:
 class _Actor:
     """A worker's process. Builds the worker on first use, so that a restarted process needs no call of its own."""
 
-    def __init__(self, make: MakeWorker) -> None:
+    def __init__(self, make: WorkerFactory) -> None:
         self._make = make
-        self._worker: Works | None = None
+        self._worker: ShardWorker | None = None
         self._building = threading.Lock()
 
     def start(self) -> None:
         with self._building:
             if self._worker is None:
-                self._worker = self._make(RemoteClaims())
+                self._worker = self._make(ChunkRegistryClient())
 
     def embed(self, shard: Shard) -> Receipt:
         import ray
@@ -550,5 +556,5 @@ class _Actor:
 
 def _memory() -> int:
     """Bytes that this process held at most; the kernel counts in KiB, macOS in bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most << 10
+    max_workers = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_workers if sys.platform == "darwin" else max_workers << 10

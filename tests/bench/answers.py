@@ -20,7 +20,7 @@ from latent import load, open_table
 from latent.evaluation.datasets import read_judgments, read_queries
 from latent.evaluation.evaluator import evaluate
 from latent.ingest import maintenance, run
-from latent.search import How
+from latent.search import SearchOptions
 
 SETTINGS = """[source]
 uri = "{collection}/corpus.parquet"
@@ -45,7 +45,7 @@ def main() -> None:
         print(f"{collection.name}: {report.documents.added} documents, {len(queries)} queries")
         print(f"{'':24} nDCG@10  recall@100  p50 ms  p95 ms")
 
-        def tell(way: str, how: How) -> None:
+        def tell(way: str, how: SearchOptions) -> None:
             done = evaluate(open_table(path), queries, judgments, how)
             ms = done.milliseconds
             print(
@@ -53,14 +53,14 @@ def main() -> None:
                 flush=True,
             )
 
-        tell("by meaning, exact", How(exact=True))
-        tell("by words", How(mode="text"))
-        tell("hybrid", How(mode="hybrid"))
+        tell("by meaning, exact", SearchOptions(exact=True))
+        tell("by words", SearchOptions(mode="text"))
+        tell("hybrid", SearchOptions(mode="hybrid"))
         look_through_an_index(load(path, {"index.recall": 0.99}))
-        tell("by meaning, index", How())
-        tell("hybrid, index", How(mode="hybrid"))
+        tell("by meaning, index", SearchOptions())
+        tell("hybrid, index", SearchOptions(mode="hybrid"))
         if reranker:
-            tell("hybrid, reranked", How(mode="hybrid", rerank=True))
+            tell("hybrid, reranked", SearchOptions(mode="hybrid", rerank=True))
 
 
 if __name__ == "__main__":

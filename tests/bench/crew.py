@@ -26,7 +26,7 @@ import numpy as np
 from latent import load, store
 from latent.ingest import plan, run
 from latent.types import Receipt, Shard
-from latent.workers import Casualty, Engine, Finished
+from latent.workers import CompletedShard, FailedDocument, WorkerPool
 
 DIM = 384
 DOCUMENTS = 20  # a shard
@@ -43,16 +43,16 @@ class Random:
         self.loss = None
 
     def prepare(self, texts: list[str]) -> Any:
-        from latent.encoders import Prepared
+        from latent.encoders import TokenizedTexts
 
         lengths = [len(text.split()) + 2 for text in texts]
-        return Prepared(texts, np.zeros(sum(lengths), np.int32), np.cumsum([0, *lengths]), {})
+        return TokenizedTexts(texts, np.zeros(sum(lengths), np.int32), np.cumsum([0, *lengths]), {})
 
     def attempt(self, given: Any) -> Any:
-        from latent.encoders import Encoded
+        from latent.encoders import EncodeResult
 
         vectors = self._numbers.standard_normal((len(given.texts), DIM), np.float32)
-        return Encoded(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), {})
+        return EncodeResult(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), {})
 
 
 class Host:
@@ -60,10 +60,10 @@ class Host:
 
     def __init__(self, make: Any, seconds: float) -> None:
         from latent.ingest import worker
-        from latent.workers.dedup import RemoteClaims
+        from latent.workers.dedup import ChunkRegistryClient
 
         worker.Encoder = Random
-        self._worker, self._seconds = make(RemoteClaims()), seconds
+        self._worker, self._seconds = make(ChunkRegistryClient()), seconds
         self._threads = ThreadPoolExecutor(4)
 
     async def start(self) -> None:
@@ -76,7 +76,7 @@ class Host:
         return receipt
 
 
-class Crowd(Engine):
+class Crowd(WorkerPool):
     """The engine, its seats filled with virtual workers, its own CPU time counted."""
 
     spent = 0.0  # CPU seconds of the main thread in the engine
@@ -84,20 +84,20 @@ class Crowd(Engine):
     last_cpu = last_wall = first_wall = 0.0
     seats = 0
 
-    def _hire(self) -> None:
+    def _start_workers(self) -> None:
         import ray
 
-        from latent.workers.dedup import CLAIMS, Book
-        from latent.workers.pool import _Seat
+        from latent.workers.dedup import CLAIMS, ChunkRegistryActor
+        from latent.workers.pool import _WorkerSlot
 
-        self._claims = ray.remote(Book).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
+        self._claims = ray.remote(ChunkRegistryActor).options(name=CLAIMS, num_cpus=0, max_concurrency=1000).remote()
         host = ray.remote(Host).options(num_cpus=0, max_concurrency=4 * self.seats)
         hosts = [host.remote(self._make, seconds_a_shard) for _ in range(HOSTS)]
         ray.get([each.start.remote() for each in hosts])
-        self._seats = [_Seat(hosts[i % HOSTS]) for i in range(self.seats)]
-        self._starting = {seat.actor.start.remote(): seat for seat in self._seats}
+        self._slots = [_WorkerSlot(hosts[i % HOSTS]) for i in range(self.seats)]
+        self._starting = {seat.actor.start.remote(): seat for seat in self._slots}
 
-    def work(self, shards: Iterable[Shard]) -> Iterator[Finished | Casualty | None]:
+    def work(self, shards: Iterable[Shard]) -> Iterator[CompletedShard | FailedDocument | None]:
         outcomes = super().work(shards)
         Crowd.first_wall = time.perf_counter()
         while True:

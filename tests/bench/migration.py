@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from latent import Table, open_table
+from latent import SearchTable, open_table
 
 LATENT = str(Path(sys.executable).with_name("latent"))
 SETTINGS = '[source]\nuri = "src/*.jsonl"\ntext = ["title", "text"]\n'
@@ -41,7 +41,7 @@ def latent(desk: Path, *command: str) -> dict:
     return json.loads(done.stdout)
 
 
-def answers(table: Table, queries: list[str]) -> list[Answer]:
+def answers(table: SearchTable, queries: list[str]) -> list[Answer]:
     return [tuple((hit.chunk_id, round(hit.score, 3)) for hit in found) for found in table.search_batch(queries, K, mode="vector")]
 
 

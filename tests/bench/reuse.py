@@ -26,15 +26,15 @@ import pyarrow as pa
 
 from latent import load
 from latent.ingest import run
-from latent.ingest.worker import Worker, _Made
-from latent.workers import Engine
+from latent.ingest.worker import Worker, _EncodeStats
+from latent.workers import WorkerPool
 
 
 class Forgetful(Worker):
     """Encodes every passage for itself."""
 
-    def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, Any], _Made]:
-        made = _Made()
+    def _vectors(self, shard: str, chunks: pa.Table) -> tuple[dict[str, Any], _EncodeStats]:
+        made = _EncodeStats()
         each = {
             f"{h} {i}": text
             for i, (h, text) in enumerate(zip(*(chunks[c].to_pylist() for c in ("chunk_hash", "text")), strict=True))
@@ -42,8 +42,8 @@ class Forgetful(Worker):
         return {key.split()[0]: vector for key, vector in self._encode(each, made).items()}, made
 
 
-def forgetful(crew: Any, make: Any, shards: int) -> Engine:
-    return Engine(crew, partial(Forgetful, *make.args), shards)
+def forgetful(pool_spec: Any, make: Any, shards: int) -> WorkerPool:
+    return WorkerPool(pool_spec, partial(Forgetful, *make.args), shards)
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
             file.writelines(json.dumps(each) + "\n" for each in documents(folder / "package", options.share))
         seconds: dict[str, list[float]] = {"reuse": [], "no reuse": []}
         for turn in range(options.rounds):
-            for name, engine in (("reuse", Engine), ("no reuse", forgetful)):
+            for name, engine in (("reuse", WorkerPool), ("no reuse", forgetful)):
                 config = folder / f"{name}-{turn}.toml"
                 config.write_text(f'[source]\nuri = "src/*.jsonl"\n[table]\nuri = "{name}-{turn}"\n')
                 report = run.embed(load(config), engine=engine)

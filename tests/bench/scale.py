@@ -22,7 +22,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from latent.schemas import FILES, HELD
+from latent.schemas import FILES, STORED_DOCUMENTS
 from latent.sources import list_files, locate
 from latent.store.dataset import Store, write_side
 
@@ -95,7 +95,8 @@ def measure(folder: Path) -> Measured:
     documents = 1_000_000
     hashes = np.random.default_rng(0).integers(0, 2**63, documents)
     held = pa.table(
-        [[f"d{i}" for i in range(documents)], [f"{h:032x}" for h in hashes], ["part/000000001.jsonl"] * documents], HELD.names
+        [[f"d{i}" for i in range(documents)], [f"{h:032x}" for h in hashes], ["part/000000001.jsonl"] * documents],
+        STORED_DOCUMENTS.names,
     )
     lance.write_dataset(held, str(folder / "held.lance"))
     reading_s = timed(lambda: lance.dataset(str(folder / "held.lance")).to_table())

@@ -19,8 +19,7 @@ from nodes import DRIVER, HEAD, HEAD_ADDRESS, NODES, STORE_ADDRESS, Cluster, Run
 from picture import Picture, difference, picture
 
 from latent.config import load
-from latent.ingest import resolve, run
-from latent.ingest import scan as survey
+from latent.ingest import resolve, run, scan
 from latent.ingest.verify import verify
 
 FILES, DOCUMENTS = 9, 450  # some 110 shards of 64 kB
@@ -157,9 +156,9 @@ def judge(ground: Ground, config: Path, to: Outcome) -> None:
     to.doubled += found.doubled
     to.wrong += found.wrong
     to.wrong += [f"verify: {check.name}: {check.detail}" for check in verify(settings) if not check.ok]
-    outlook = survey.survey(resolve.scene(settings), "again", run.quiet)
-    if outlook.plan or outlook.sides_change:
-        to.wrong.append(f"there is still something to do: {outlook.plan.documents}")
+    scan_plan = scan.scan(resolve.resolve_and_check(settings), "again", run.quiet)
+    if scan_plan.plan or scan_plan.sides_change:
+        to.wrong.append(f"there is still something to do: {scan_plan.plan.documents}")
 
 
 # --- what befalls it ------------------------------------------------------------------------------------------------

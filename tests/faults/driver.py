@@ -59,7 +59,7 @@ POINTS = {
     "encoded": Point("latent.encoders:Encoder", "attempt", "after"),
     "mid-fragment": Point("latent.ingest.worker", "write_fragments", "within", "*.lance/data"),
     "fragment written": Point("latent.ingest.worker", "write_fragments", "after"),
-    "mid-receipt": Point("latent.ingest.tracker:Ledger", "take", "within"),
+    "mid-receipt": Point("latent.ingest.tracker:RunTracker", "take", "within"),
     "receipt told": Point("latent.ingest.tracker:log", "info", "after"),
     "before commit": Point("latent.store", "commit", "before"),
     "mid-sides": Point("latent.store.commits", "write_side", "within", "*.lance/_*"),
@@ -71,12 +71,12 @@ POINTS = {
     "committed": Point("latent.store.commits", "make_version", "after"),
     "all committed": Point("latent.store", "write_runs", "before"),
     "lease to give back": Point("latent.store.lease:Lease", "__exit__", "before"),
-    "orphans listed": Point("latent.store", "leftovers", "after"),
+    "orphans listed": Point("latent.store", "orphaned_files", "after"),
     "before compaction": Point("latent.store", "update_indexes", "before"),
     "mid-index": Point("latent.store", "update_indexes", "within", "*.lance/_indices"),
     "mid-compaction": Point("latent.store", "update_indexes", "within", "*.lance/data"),
     "compacted": Point("latent.store", "update_indexes", "after"),
-    "mid-clean-up": Point("latent.store", "clean_up", "within", "*.lance/*"),
+    "mid-clean-up": Point("latent.store", "vacuum", "within", "*.lance/*"),
     "versions dropped": Point("lance:LanceDataset", "cleanup_old_versions", "after"),
     "orphan removed": Point("lance.file:LanceFileSession", "delete_file", "after"),
     "before restore": Point("latent.store", "restore", "before"),
@@ -86,11 +86,11 @@ POINTS = {
     "fence or restore: any instant": Point("latent.store.version_history", "make_version", "within"),
     "restored": Point("latent.store", "restore", "after"),
     "both compared": Point("latent.migration", "evaluate", "after"),
-    "before switch": Point("latent.store", "switch", "before"),
-    "mid-switch: rows": Point("latent.store", "switch", "within", "*.lance/data"),
-    "mid-switch: version": Point("latent.store", "switch", "within", "*.lance/_versions"),
-    "switched": Point("latent.store", "switch", "after"),
-    "mid-drop": Point("latent.store", "drop", "within", "*.lance/data"),
+    "before switch": Point("latent.store", "replace_table", "before"),
+    "mid-switch: rows": Point("latent.store", "replace_table", "within", "*.lance/data"),
+    "mid-switch: version": Point("latent.store", "replace_table", "within", "*.lance/_versions"),
+    "switched": Point("latent.store", "replace_table", "after"),
+    "mid-drop": Point("latent.store", "drop_all", "within", "*.lance/data"),
 }
 
 
@@ -229,10 +229,10 @@ def _command(errand: Errand) -> None:
     from latent import migration as migrate
     from latent.config import load
     from latent.ingest import maintenance, rollback, run
-    from latent.workers import Engine
+    from latent.workers import WorkerPool
 
-    def with_ray(crew: Any, make_worker: Any, shards: int) -> Engine:
-        return Engine(crew, functools.partial(sabotaged, errand, make_worker), shards)
+    def with_ray(pool_spec: Any, worker_factory: Any, shards: int) -> WorkerPool:
+        return WorkerPool(pool_spec, functools.partial(sabotaged, errand, worker_factory), shards)
 
     config = load(errand.config)
     if errand.command == "maintain":
@@ -245,11 +245,11 @@ def _command(errand: Errand) -> None:
         run.embed(config, retry_quarantined=errand.retry, engine=with_ray if errand.engine == "ray" else HereAndNow)
 
 
-def sabotaged(errand: Errand, make_worker: Callable[[Any], Any], claims: Any) -> Any:
+def sabotaged(errand: Errand, worker_factory: Callable[[Any], Any], claims: Any) -> Any:
     """A worker in a process of Ray's that may be its last."""
     if errand.victim == "worker":
         install(errand)
-    worker = make_worker(claims)
+    worker = worker_factory(claims)
     embed = worker.embed
 
     def embed_or_die(shard: Any) -> Any:

@@ -23,8 +23,7 @@ from picture import Picture, difference, picture, unnamed_files
 from reader import Findings, Reader
 
 from latent.config import load
-from latent.ingest import maintenance, resolve, run
-from latent.ingest import scan as survey
+from latent.ingest import maintenance, resolve, run, scan
 from latent.ingest.verify import verify
 
 Command = Literal["run", "maintain", "rollback", "migrate"]
@@ -161,9 +160,9 @@ def judge(clean: Picture, place: Path, to: Findings) -> None:
     to.doubled += found.doubled
     to.wrong += found.wrong
     to.wrong += [f"verify: {check.name}: {check.detail}" for check in verify(config) if not check.ok]
-    outlook = survey.survey(resolve.scene(config), "again", run.quiet)
-    if not outlook.nothing_to_do:
-        to.wrong.append(f"there is still something to do: {outlook.plan.documents}")
+    scan_plan = scan.scan(resolve.resolve_and_check(config), "again", run.quiet)
+    if not scan_plan.nothing_to_do:
+        to.wrong.append(f"there is still something to do: {scan_plan.plan.documents}")
     maintenance.maintain(config)
     to.wrong += [f"left over on disk: {name}" for name in unnamed_files(table)]
     found = difference(picture(table), clean)

@@ -25,7 +25,7 @@ from latent.config import Config
 from latent.errors import ConfigError, QueryError, one_line
 from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.store import Store, Worked
+from latent.store import DerivedTable, Store
 from latent.types import OnProgress, Progress
 
 SAMPLE = 100_000  # rows that centres are found on: 150 MB of vectors of 384 numbers
@@ -94,7 +94,7 @@ class _Of:
     place: Store
     version: int
     rows: int
-    former: Worked | None  # the table of clusters before; None: there was none, or of other vectors
+    former: DerivedTable | None  # the table of clusters before; None: there was none, or of other vectors
     digest: str  # of the model that made the vectors
 
 

@@ -20,7 +20,7 @@ from latent.evaluation.datasets import Judgments, Queries
 from latent.evaluation.ranking_metrics import DEPTH, means, score
 from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.search import Table
+from latent.search import SearchTable
 from latent.store import RESCORED, Store
 from latent.store import codec as codecs
 from latent.store.codec import Codec, Layer
@@ -123,7 +123,7 @@ def compress(
     if judged:
         if not texts:
             raise QueryError("none of the queries is judged: their ids and those of the judgments do not meet")
-        queries = np.concatenate([queries, Table(config).encode_queries(list(texts.values()))])
+        queries = np.concatenate([queries, SearchTable(config).encode_queries(list(texts.values()))])
     fitted = [codecs.fit(name, sample, lambda width: _autoencoder(sample, width)) for name in _wanted(write, dim, len(sample))]
     tried = [_Trial(codec, queries) for codec in (None, *fitted)]
     _try(place, version, queries, asked, tried, on_progress)

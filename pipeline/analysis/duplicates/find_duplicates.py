@@ -24,7 +24,7 @@ from latent.config import Config
 from latent.errors import QueryError
 from latent.ingest.resolve import store_of
 from latent.ingest.run import quiet
-from latent.schemas import SPARED
+from latent.schemas import REDUNDANT_DOCUMENTS
 from latent.store import Store
 from latent.types import OnProgress, Progress
 
@@ -217,9 +217,9 @@ def _spared(place: Store, version: int, grouped: pa.Table, similarity: float) ->
     found = found.filter(pc.equal(found["count_all"], has))
     found = found.take(pc.sort_indices(found["doc_id"]))
     rows = found.select(["doc_id", "doc_hash", "similarity_min", "kept_doc_id_list", "kept_doc_hash_list"]).rename_columns(
-        SPARED.names
+        REDUNDANT_DOCUMENTS.names
     )
-    before = store.spared_of(place, similarity)
+    before = store.redundant_documents(place, similarity)
     if before is None:
         return rows
     there = set(zip(passages["doc_id"].to_pylist(), passages["doc_hash"].to_pylist(), strict=True))
