@@ -698,9 +698,10 @@ def test_the_prefect_worker_of_the_manifests_registers_the_schedule_of_its_confi
     documents = yaml.safe_load_all((ROOT / "infra/kubernetes/base/prefect-worker.yaml").read_text())
     (register,) = next(documents)["spec"]["template"]["spec"]["initContainers"]
     line = [*register["command"], *register["args"]]
-    mounted = {"/tmp/": f"{tmp_path}/", "/etc/latent/config.toml": str(desk.config_path), " latent": " manifested"}
+    mounted = {"/tmp/": f"{tmp_path}/", "/etc/latent/config.toml": str(desk.config_path)}
     for there, here in mounted.items():
         line = [each.replace(there, here) for each in line]
+    line = [re.sub(r" latent(?![.\w])", " manifested", each) for each in line]  # the pool, not the package
     environment = served.environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for _ in range(2):  # a pod that starts anew registers them once more
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)

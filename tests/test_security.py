@@ -544,7 +544,7 @@ class Worker:
     def __init__(self, claims): ...
 with WorkerPool(WorkerPoolSpec(max_workers=1), Worker, 1) as engine:
     import psutil, ray  # Ray brings psutil
-    ray.get([seat.actor.__ray_ready__.remote() for seat in engine._seats])
+    ray.get([slot.actor.__ray_ready__.remote() for slot in engine._slots])
     ours = {p.pid for p in [psutil.Process(), *psutil.Process().children(recursive=True)]}
     listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours}
     print(" ".join([ray.get_runtime_context().gcs_address, *sorted(listening)]), flush=True)
