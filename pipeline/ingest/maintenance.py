@@ -50,7 +50,7 @@ class MaintenanceResult:
 
 
 def maintain(config: Config) -> MaintenanceResult:
-    """Indexes, compaction, then what is kept no longer: see `store.history`. Raises TableBusy while a run is writing."""
+    """Indexes, compaction, then what is kept no longer: see `store.version_history`. Raises TableBusy while a run is writing."""
     place = store_of(config)
     place.opened()
     with store.exclusive_writer(place, new_run_id()) as lease:
